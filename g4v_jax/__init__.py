@@ -1,0 +1,1 @@
+"""A video-language model in JAX that watches, describes and renders short clips."""

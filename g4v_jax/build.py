@@ -1,0 +1,253 @@
+"""From a config to the parts of a run: the one reader of configs.
+
+Every part is plain Python or a pure function of arrays; nothing here touches a device until it is asked to.
+"""
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from g4v_jax import config as configs
+from g4v_jax import sharding, trees
+from g4v_jax.data.pack import RowShape, single
+from g4v_jax.data.pipeline import Pipeline
+from g4v_jax.errors import UserError, nearest
+from g4v_jax.evals.run import EvalSpec
+from g4v_jax.infer.assistant import SampleSpec
+from g4v_jax.losses.joint import Joint, JointSpec
+from g4v_jax.losses.reconstruction import Reconstruction, ReconstructionSpec
+from g4v_jax.models.autoencoder import Autoencoder
+from g4v_jax.models.conditioner import Conditioner
+from g4v_jax.models.denoiser import Denoiser
+from g4v_jax.models.gpt4video import GPT4Video
+from g4v_jax.models.llm import LLM
+from g4v_jax.models.summarizer import Summarizer
+from g4v_jax.models.vision import Vision
+from g4v_jax.precision import compute_dtype
+from g4v_jax.train.loop import LoopSpec
+from g4v_jax.train.optim import Optimizer
+from g4v_jax.train.state import Blueprint
+from g4v_jax.train.step import StepSpec
+
+OBJECTIVES = {"joint": (Joint, JointSpec), "reconstruction": (Reconstruction, ReconstructionSpec)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """Dtypes by name; `auto` is bfloat16 on accelerators and float32 on CPU."""
+
+    compute: str = "auto"
+    frozen: str = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSpec:
+    """The tokenizer learned from the records' texts."""
+
+    vocab_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Size of the built-in world: training examples of each kind."""
+
+    clips: int
+    hazards: int
+    dialogues: int
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sections:
+    """The top level of a config: each field is a section (or a plain value) that some part below reads."""
+
+    model: dict
+    rows: dict
+    data: dict
+    tokenizer: dict
+    train: dict
+    objective: str = "joint"
+    losses: dict = dataclasses.field(default_factory=dict)
+    optimizer: dict = dataclasses.field(default_factory=dict)
+    step: dict = dataclasses.field(default_factory=dict)
+    mesh: dict = dataclasses.field(default_factory=lambda: {"fsdp": -1})
+    precision: dict = dataclasses.field(default_factory=dict)
+    init: dict = dataclasses.field(default_factory=dict)  # tower -> workdir whose weights it starts from
+    trainable: tuple[str, ...] = (".*",)
+    ema: tuple[str, ...] = ()
+    source: str = ""  # folder of clips and captions that the records are built from
+    world: dict = dataclasses.field(default_factory=dict)  # what `g4v data make` writes into `source`
+    sample: dict = dataclasses.field(default_factory=dict)
+    evaluate: dict = dataclasses.field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """The parts of one config. `devices`: to build the mesh from (default: all)."""
+
+    config: ConfigDict
+    devices: tuple | None = None
+
+    @cached_property
+    def sections(self) -> Sections:
+        """The config's top level, checked."""
+        return configs.read(Sections, self.config, "config")
+
+    @cached_property
+    def model(self) -> GPT4Video:
+        """The towers; sizes that must agree are set in one of them and follow in the others."""
+        towers, rows = dict(self.sections.model), self.sections.rows
+        unknown = towers.keys() - {"vision", "summarizer", "llm", "conditioner", "autoencoder", "denoiser"}
+        for name in unknown:
+            raise UserError(f"config: model has no tower {name!r}{nearest(name, GPT4Video.__dataclass_fields__)}")
+
+        def tower(kind, name, **derived):
+            return configs.read(kind, towers.get(name, {}), f"model.{name}", **derived)
+
+        llm = tower(LLM, "llm", vocab_size=self.tokenizer.vocab_size)
+        autoencoder = tower(Autoencoder, "autoencoder")
+        return GPT4Video(
+            vision=tower(Vision, "vision"),
+            summarizer=tower(Summarizer, "summarizer", llm_dim=llm.dim),
+            llm=llm,
+            conditioner=tower(Conditioner, "conditioner", num_queries=rows["query_tokens"]),
+            autoencoder=autoencoder,
+            denoiser=tower(Denoiser, "denoiser", latent_channels=autoencoder.latent_channels),
+            dtype=compute_dtype(self.precision.compute),
+        )
+
+    @cached_property
+    def shape(self) -> RowShape:
+        """Sizes of a packed row."""
+        model = self.model
+        derived = {"summary_tokens": model.summarizer.tokens, "clip_size": model.vision.image_size}
+        return configs.read(RowShape, self.sections.rows, "rows", **derived)
+
+    @cached_property
+    def latents(self) -> tuple[int, ...]:
+        """(G, t, h, w, c) of a row's targets."""
+        return (self.shape.targets, *self.latent_shape)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(t, h, w, c) of one clip to render."""
+        try:
+            return self.model.autoencoder.latent_shape(self.shape.target_frames, self.shape.target_size)
+        except ValueError as error:
+            raise UserError(f"config: rows: {error}") from None
+
+    @cached_property
+    def objective(self) -> Joint | Reconstruction:
+        """What is minimised."""
+        name = self.sections.objective
+        if name not in OBJECTIVES:
+            raise UserError(f"config: objective: unknown {name!r}{nearest(name, OBJECTIVES)}")
+        kind, spec = OBJECTIVES[name]
+        spec = configs.read(spec, self.sections.losses, "losses")
+        return kind(self.model if kind is Joint else self.model.autoencoder, spec, self.latents)
+
+    @cached_property
+    def precision(self) -> Precision:
+        """Dtype names."""
+        return configs.read(Precision, self.sections.precision, "precision")
+
+    @cached_property
+    def tokenizer(self) -> TokenizerSpec:
+        """Size of the vocabulary."""
+        return configs.read(TokenizerSpec, self.sections.tokenizer, "tokenizer")
+
+    @cached_property
+    def world(self) -> World:
+        """What `g4v data make` makes."""
+        return configs.read(World, self.sections.world, "world")
+
+    @cached_property
+    def sample(self) -> SampleSpec:
+        """How the trained model is used; times are shifted as in training."""
+        shift = {"time_shift": self.objective.spec.time_shift} if isinstance(self.objective, Joint) else {}
+        return configs.read(SampleSpec, self.sections.sample, "sample", **shift)
+
+    @cached_property
+    def evaluation(self) -> EvalSpec:
+        """What `g4v eval` measures."""
+        return configs.read(EvalSpec, self.sections.evaluate, "evaluate")
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """How records become batches."""
+        return configs.read(Pipeline, self.sections.data, "data")
+
+    @cached_property
+    def optimizer(self):
+        """The optax transformation."""
+        return configs.read(Optimizer, self.sections.optimizer, "optimizer").build(self.loop.steps)
+
+    @cached_property
+    def step(self) -> StepSpec:
+        """How a step is taken. Raises UserError where rows do not divide by devices and micro-batches."""
+        spec = configs.read(StepSpec, self.sections.step, "step")
+        parts = spec.micro_batches * self.mesh.shape["replica"] * self.mesh.shape["fsdp"]
+        if self.shape.rows % parts:
+            raise UserError(
+                f"config: rows.rows is {self.shape.rows}; it must be a multiple of {parts} "
+                "(step.micro_batches x mesh.replica x mesh.fsdp)"
+            )
+        return spec
+
+    @cached_property
+    def loop(self) -> LoopSpec:
+        """How long, and what is written when."""
+        return configs.read(LoopSpec, self.sections.train, "train")
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """The device mesh."""
+        return sharding.make_mesh(dict(self.sections.mesh), self.devices)
+
+    def batch_shapes(self, rows: int | None = None):
+        """A batch as ShapeDtypeStructs, sharded over the mesh."""
+        shape = dataclasses.replace(self.shape, rows=rows or self.shape.rows)
+        # an empty batch of one row tells dtypes and trailing sizes without holding a whole batch
+        one = single([], dataclasses.replace(shape, rows=1))
+
+        def leaf(x: np.ndarray):
+            struct = jax.ShapeDtypeStruct((shape.rows, *x.shape[1:]), x.dtype)
+            spec = sharding.batch_spec(struct)
+            return struct.update(sharding=jax.sharding.NamedSharding(self.mesh, spec))
+
+        return jax.tree.map(leaf, one)
+
+    @cached_property
+    def blueprint(self) -> Blueprint:
+        """Shapes and shardings of all parameters, trainable and frozen. Raises UserError for idle patterns."""
+        rows = self.mesh.shape["replica"] * self.mesh.shape["fsdp"]
+        batch = self.batch_shapes(rows)
+
+        def init(key):
+            return self.objective.init(key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))
+
+        def choose(paths):
+            trainable = trees.matching(paths, self.sections.trainable, "trainable")
+            return trainable, trees.matching(trainable, self.sections.ema, "ema")
+
+        return Blueprint(init, self.mesh, choose, compute_dtype(self.precision.frozen))
+
+    def sources(self) -> dict[str, Path]:
+        """Tower -> workdir for every frozen tower.
+
+        Raises UserError where a frozen tower has no weights to start from.
+        """
+        sources = {tower: Path(path) for tower, path in dict(self.sections.init).items()}
+        frozen = set(self.blueprint.frozen_shapes)
+        for tower in sorted(frozen - sources.keys()):
+            raise UserError(f"config: {tower} has frozen parameters but no weights; set init.{tower} to a run's workdir")
+        for tower in sorted(sources.keys() - set(self.blueprint.shapes)):
+            raise UserError(f"config: init.{tower}: no such tower{nearest(tower, self.blueprint.shapes)}")
+        return sources

@@ -1,0 +1,52 @@
+"""The command line: the table of commands, and how a user's mistake is told."""
+
+import errno
+import importlib
+import sys
+
+from g4v_jax.errors import UserError, nearest
+
+COMMANDS = {  # name -> (module in g4v_jax.commands, function, what it does)
+    "data make": ("data", "make", "write the built-in world: clips, captions and dialogues"),
+    "data fetch": ("data", "fetch", "bring real clips from packages: g4v data fetch emoji --out=DIR"),
+    "data build": ("data", "build", "turn a folder of clips and captions into records, and learn the tokenizer"),
+    "data inspect": ("data", "inspect", "count records, measure packing, and draw a sheet of batches"),
+    "train": ("train", "train", "train a config; goes on by itself from --workdir"),
+    "eval": ("evaluate", "evaluate", "captioning, generation and safety on a held-out split"),
+    "caption": ("use", "caption", "describe videos: g4v caption CLIP.mp4 ..."),
+    "generate": ("use", "generate", 'render a prompt: g4v generate "PROMPT" --out=CLIP.mp4'),
+    "chat": ("use", "chat", "talk; /clip FILE shows a clip, and replies may render one"),
+    "check": ("check", "check", "build a config on virtual devices: fields, shapes, memory"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 a user's mistake (one line on stderr), 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.exit(run(arguments))
+    except UserError as error:
+        print(f"g4v: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        print(f"g4v: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run(arguments: list[str]) -> int:
+    """Find the command of `arguments` and run it -> its exit status."""
+    if not arguments or arguments[0] in ("help", "--help", "-h"):
+        print("g4v COMMAND [--config=FILE.py[:argument]] [--config.path.to.field=value] [--workdir=DIR] [--json=FILE]\n")
+        print("\n".join(f"  {name:14} {text}" for name, (_, _, text) in COMMANDS.items()))
+        print("\nFlags of a command: g4v COMMAND --help")
+        return 0
+    words = 2 if arguments[0] == "data" else 1
+    name, rest = " ".join(arguments[:words]), arguments[words:]
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
+    module, function, _ = COMMANDS[name]
+    return getattr(importlib.import_module(f"g4v_jax.commands.{module}"), function)(rest) or 0

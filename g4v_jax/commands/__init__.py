@@ -1,0 +1,1 @@
+"""One file a group of commands: flags, one call, and what is said of the outcome."""

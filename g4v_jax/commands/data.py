@@ -1,0 +1,84 @@
+"""`g4v data make | fetch | build | inspect`."""
+
+from absl import flags
+
+from g4v_jax import config as configs
+from g4v_jax.commands.common import parse, write_json
+from g4v_jax.errors import UserError
+
+
+def make(arguments: list[str]) -> None:
+    """Write the built-in world into the config's `source` folder."""
+    values, _ = parse("data make", arguments, json=True)
+    from g4v_jax.build import Build
+    from g4v_jax.data.world.make import make as make_world
+
+    build = Build(values.config)
+    if not build.sections.world:
+        raise UserError("data make: this config has no world section: its clips come from elsewhere (data fetch)")
+    world = build.world
+    summary = make_world(build.sections.source, world.clips, world.hazards, world.dialogues, world.seed)
+    verb = "made" if summary["made"] else "already there"
+    print(f"{build.sections.source}: {verb}: {summary['clips']} clips, {summary['dialogues']} dialogues")
+    write_json(values.json, summary)
+
+
+def fetch(arguments: list[str]) -> None:
+    """Bring a named source into --out."""
+
+    def extra(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("out", None, "Folder for clips and captions.", flag_values=values)
+        flags.DEFINE_integer("packs", 1, "How many packs of clips.", lower_bound=1, flag_values=values)
+
+    values, names = parse("data fetch", arguments, extra=extra, config=False, json=True)
+    from g4v_jax.data.fetch import fetch as bring
+
+    if len(names) != 1 or not values.out:
+        raise UserError("data fetch: say what and where: g4v data fetch emoji --out=data/emoji")
+    summary = bring(names[0], values.out, packs=values.packs)
+    print(f"{values.out}: {summary}")
+    write_json(values.json, summary)
+
+
+def build(arguments: list[str]) -> None:
+    """Records and tokenizer of the config's `source` folder."""
+    values, _ = parse("data build", arguments, json=True)
+    from g4v_jax.build import Build
+    from g4v_jax.data import records
+    from g4v_jax.data.corpus import learn_tokenizer
+
+    parts = Build(values.config)
+    summary = records.build(parts.sections.source, parts.pipeline.records)
+    size = learn_tokenizer(parts.pipeline.records, parts.tokenizer.vocab_size)
+    verb = "already there" if summary["reused"] else "built"
+    print(f"{parts.pipeline.records}: {verb}: {summary['records']}, skipped {summary['skipped']}; {size} tokens known")
+    write_json(values.json, summary)
+
+
+def inspect(arguments: list[str]) -> None:
+    """Counts, padding and a sheet of what the model will see."""
+
+    def extra(values: flags.FlagValues) -> None:
+        flags.DEFINE_integer("batches", 8, "Batches to read.", lower_bound=1, flag_values=values)
+        flags.DEFINE_string("out", None, "PNG of clips and targets of the first batch.", flag_values=values)
+
+    values, _ = parse("data inspect", arguments, extra=extra, json=True)
+    from g4v_jax.build import Build
+    from g4v_jax.data import records
+    from g4v_jax.data.corpus import load_tokenizer
+    from g4v_jax.evals.inspect import measure, sheet
+
+    parts = Build(values.config)
+    tokenizer = load_tokenizer(parts.pipeline.records)
+    batches = parts.pipeline.open(tokenizer, parts.shape)
+    try:
+        taken = [next(batches) for _ in range(values.batches)]
+        summary = {"records": records.splits(parts.pipeline.records), **measure(taken), **dict(batches.counts)}
+    finally:
+        batches.close()
+    for name, value in summary.items():
+        print(f"{name:16} {value}")
+    if values.out:
+        sheet(taken[0], tokenizer, values.out)
+        print(f"sheet            {values.out}")
+    write_json(values.json, summary)

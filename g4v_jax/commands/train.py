@@ -1,0 +1,69 @@
+"""`g4v train`."""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from g4v_jax import config as configs
+from g4v_jax.commands.common import parse, write_json
+
+
+def train(arguments: list[str]) -> None:
+    """Train a config in --workdir, going on from its newest checkpoint."""
+
+    def extra(values: flags.FlagValues) -> None:
+        flags.DEFINE_integer("stop_after", None, "End this call after so many steps.", lower_bound=1, flag_values=values)
+
+    values, _ = parse("train", arguments, extra=extra, workdir=True, json=True)
+    workdir = Path(values.workdir)
+    from g4v_jax.build import Build
+
+    build = Build(values.config)
+    steps = build.loop.steps
+    build.objective, build.optimizer, build.step, build.pipeline  # every section is read before anything is written
+    configs.save(values.config, workdir)
+    summary = workdir / "summary.json"
+    if summary.exists() and json.loads(summary.read_text())["steps"] >= steps:
+        print(f"{workdir}: already trained for {steps} steps: nothing to do")
+    else:
+        _run(build, workdir, values.stop_after)
+    if summary.exists():
+        write_json(values.json, json.loads(summary.read_text()))
+
+
+def _run(build, workdir: Path, stop_after: int | None) -> None:
+    import jax
+
+    from g4v_jax import rng
+    from g4v_jax.data.corpus import load_tokenizer
+    from g4v_jax.train import loop
+    from g4v_jax.train.checkpoint import Checkpoints
+    from g4v_jax.train.metrics import Logger
+    from g4v_jax.train.start import first_state, frozen_tree, versions
+    from g4v_jax.train.step import make_gradient_cosines, make_step
+
+    tokenizer = load_tokenizer(build.pipeline.records, workdir, build.tokenizer.vocab_size)
+    blueprint, optimizer, spec, seed = build.blueprint, build.optimizer, build.loop, build.sections.seed
+    sources = build.sources()
+    checkpoints = Checkpoints(workdir, spec.checkpoint_every, spec.keep)
+    frozen = frozen_tree(blueprint, checkpoints, sources)
+    batches = build.pipeline.open(tokenizer, build.shape, jax.process_index(), jax.process_count())
+    shapes = blueprint.state_shapes(optimizer)
+    # shardings out as in: a state that came back laid out otherwise would compile the step again
+    shardings = (jax.tree.map(lambda leaf: leaf.sharding, shapes), None)
+    step = make_step(build.objective, optimizer, build.step, seed)
+    loop.run(
+        step=jax.jit(step, donate_argnums=0, out_shardings=shardings),
+        shapes=shapes,
+        create=lambda: first_state(blueprint, optimizer, rng.stream(seed, "init"), sources),
+        frozen=frozen,
+        batches=batches,
+        mesh=build.mesh,
+        checkpoints=checkpoints,
+        logger=Logger(workdir, spec.steps, spec.log_every),
+        spec=spec,
+        meta={"versions": versions(), "config": build.config.to_json_best_effort()},
+        cosines=jax.jit(make_gradient_cosines(build.objective, seed)) if spec.cosine_every else None,
+        stop_after=stop_after,
+    )

@@ -1,0 +1,1 @@
+"""Sources of clips, captions and dialogues, and their way into arrays."""

@@ -1,0 +1,228 @@
+"""The pipeline: records to a checkpointable stream of `Batch`es of numpy arrays, mixed from tasks by weight.
+
+    records -> a shuffled, repeated stream of each task -> mixed by weight -> examples, decoded in threads
+            -> packed into rows -> batches, made ahead of the step
+
+The order is a function of the seed alone, and what is random in an example of (seed, task, place in the task's
+stream); neither the number of threads nor a resume changes them. Decoding and packing share one process, because
+PyAV lets other threads run, and because a stream through worker processes would depend on their number.
+"""
+
+import json
+import logging
+import threading
+import zlib
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import grain
+import numpy as np
+
+from g4v_jax.data import records
+from g4v_jax.data.pack import Example, RowShape, pack
+from g4v_jax.data.records import Record
+from g4v_jax.data.tasks import TASKS, Footage, Setting
+from g4v_jax.data.text import Clip, Tokenizer
+from g4v_jax.errors import UserError, nearest
+from g4v_jax.types import Batch
+
+GIVE_UP_AFTER = 32  # records of a task that all failed, none succeeded: then the configuration is at fault
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What to read and how to mix it. `open` starts it."""
+
+    records: str  # folder of a data set made by `records.build`
+    mixture: Mapping[str, float]  # task -> weight; counts examples, not tokens; 0 turns a task off
+    seed: int = 0
+    split: str = "train"
+    threads: int = 4  # that build examples; decoding is nearly all of it
+    bins: int = 16  # rows packed at a time, see `pack.pack`
+    cache_mib: int = 1024  # of decoded frames kept in memory
+    prefetch: int = 2  # batches made ahead
+
+    def open(
+        self, tokenizer: Tokenizer, shape: RowShape, process_index: int = 0, process_count: int = 1
+    ) -> "Batches":
+        """Start the stream of this process's rows: `shape.rows` rows of the whole batch over `process_count`.
+
+        Raises UserError for an unknown task or split, for a task without records, and where rows do not divide.
+        """
+        if self.split not in records.SPLITS:
+            raise UserError(f"data: unknown split {self.split!r}{nearest(self.split, records.SPLITS)}")
+        if shape.rows % process_count:
+            raise UserError(f"data: {shape.rows} rows do not divide over {process_count} processes")
+        shape = replace(shape, rows=shape.rows // process_count)
+        cache = FrameCache(self.cache_mib * 2**20, records.footage)
+        setting = Setting(tokenizer, shape, self.split, cache.footage)
+        weights, present = self._weights(), records.splits(self.records)
+        streams = []
+        for name in weights:
+            task = _TaskStream(name, self.seed, self._groups(name, present), setting)
+            order = grain.MapDataset.range(len(task)).shuffle(seed=task.shuffle_seed).repeat()
+            streams.append(order.map_with_index(task.build)[process_index::process_count])
+        examples = grain.MapDataset.mix(streams, list(weights.values())).to_iter_dataset(
+            grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=4 * self.threads)
+        )
+        batches = grain.experimental.ThreadPrefetchIterDataset(
+            pack(examples, shape, self.bins), prefetch_buffer_size=self.prefetch
+        )
+        source = records.summary(self.records)["source"]
+        about = [self.seed, self.split, self.bins, weights, asdict(shape), source, tokenizer.vocab_size]
+        identity = zlib.crc32(json.dumps(about).encode())
+        return Batches(batches, setting.counts, cache, process_count, identity)
+
+    def _weights(self) -> dict[str, float]:
+        for name, weight in self.mixture.items():
+            if name not in TASKS:
+                raise UserError(f"data: unknown task {name!r} in the mixture{nearest(name, TASKS)}")
+            if weight < 0:
+                raise UserError(f"data: the weight of {name!r} is {weight}; it must not be negative")
+        weights = {name: float(self.mixture[name]) for name in sorted(self.mixture) if self.mixture[name]}
+        if not weights:
+            raise UserError(f"data: the mixture is empty; give a weight to one of {', '.join(TASKS)}")
+        return weights
+
+    def _groups(self, name: str, present: Mapping[str, int]) -> list[records.Split]:
+        groups = [group for group in TASKS[name].groups if f"{self.split}_{group}" in present]
+        if not groups:
+            wanted = " or ".join(f"{self.split}_{group}" for group in TASKS[name].groups)
+            raise UserError(
+                f"data: task {name!r} needs {wanted}, and {self.records} has only {', '.join(present)}; "
+                "build records that have them or set the task's weight to 0"
+            )
+        return [records.read(self.records, self.split, group) for group in groups]
+
+
+class Batches(Iterator[Batch]):
+    """Endless batches, each leaf a numpy array.
+
+    `counts` grows with what was lost on the way ("skipped" examples, "cut_tokens"), `cache` knows what was decoded.
+    """
+
+    def __init__(
+        self, dataset: grain.IterDataset, counts: Counter, cache: "FrameCache", processes: int, identity: int
+    ):
+        self._iterator = iter(dataset)
+        self._processes, self._identity = processes, identity
+        self.counts, self.cache = counts, cache
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def get_state(self) -> dict:
+        """Where the stream stands after the batches taken so far, as plain JSON values."""
+        return {"processes": self._processes, "identity": self._identity, "stream": self._iterator.get_state()}
+
+    def set_state(self, state: dict) -> None:
+        """Go to a state. With the same pipeline and process count the batches that follow are exactly the same.
+
+        With another process count, mixture, row or data set the stream goes on at the same number of examples,
+        but up to `bins` rows of them may come again; the log says so.
+        """
+        stream = state["stream"]
+        if (state["processes"], state["identity"]) != (self._processes, self._identity):
+            place = stream["parent"]["next_index"] * state["processes"] // self._processes
+            stream = {"parent": {"next_index": place}, "next_row": 0, "counter": 0}
+            log.warning(
+                "the data, its mixture or the process count differ from the saved ones: "
+                "going on at example %d of each process, a few may repeat",
+                place,
+            )
+        self._iterator.set_state(stream)
+
+    def close(self) -> None:
+        """Stop the threads and let the buffers go; the stream cannot be used after it."""
+        self._iterator.close()
+        del self._iterator
+
+
+class _TaskStream:
+    """The examples of one task by their place in its endless stream; safe to use from several threads."""
+
+    def __init__(self, name: str, seed: int, groups: Sequence[records.Split], setting: Setting):
+        self._name, self._groups, self._setting = name, groups, setting
+        self._entropy = [seed, zlib.crc32(name.encode())]
+        self._lock = threading.Lock()
+        self._built = False
+        self._failed: set[int] = set()
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self._groups)
+
+    @property
+    def shuffle_seed(self) -> int:
+        return int(np.random.SeedSequence(self._entropy).generate_state(1)[0])
+
+    def build(self, place: int, index: int) -> Example | None:
+        """The example at `place`, made from record `index`; None, which the stream skips, where that fails."""
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([*self._entropy, place])))
+        setting = replace(self._setting, counts=Counter())
+        try:
+            example = TASKS[self._name].build(self._record(index), rng, setting)
+        except UserError as error:
+            self._fail(index, error)
+            return None
+        with self._lock:
+            self._built = True
+            self._setting.counts.update(setting.counts)
+        return example
+
+    def _fail(self, index: int, error: UserError) -> None:
+        with self._lock:
+            self._setting.counts["skipped"] += 1
+            if index not in self._failed:
+                self._failed.add(index)
+                log.warning("%s: example skipped: %s", self._name, error)
+            if not self._built and len(self._failed) >= min(len(self), GIVE_UP_AFTER):
+                raise UserError(f"data: no example of task {self._name!r} could be made; the last: {error}") from error
+
+    def _record(self, index: int) -> Record:
+        for group in self._groups:
+            if index < len(group):
+                return group[index]
+            index -= len(group)
+        raise IndexError(index)
+
+
+class FrameCache:
+    """Decoded frames, least recently used first out, within `capacity` bytes; safe to use from several threads."""
+
+    def __init__(self, capacity: int, source: Footage):
+        self.capacity, self.source = capacity, source
+        self.used = 0  # bytes
+        self.decoded = 0  # clips that were not found here
+        self._clips: OrderedDict[tuple, Clip] = OrderedDict()
+        self._lock = threading.Lock()
+        self._overflowed = False
+
+    def footage(self, record: Record, index: int, frames: int, size: int) -> Clip:
+        """What `source` gives, kept by the video's checksum. The arrays are shared, so they are read-only."""
+        key = (record.sha256[index], frames, size)
+        with self._lock:
+            if key in self._clips:
+                self._clips.move_to_end(key)
+                return self._clips[key]
+        clip = self.source(record, index, frames, size)  # outside the lock: others go on
+        for array in clip:
+            array.setflags(write=False)
+        with self._lock:
+            self.decoded += 1
+            if key not in self._clips:
+                self._clips[key] = clip
+                self.used += _size(clip)
+            while self.used > self.capacity:
+                self.used -= _size(self._clips.popitem(last=False)[1])
+                if not self._overflowed:
+                    self._overflowed = True
+                    limit = self.capacity // 2**20
+                    log.warning("decoded clips do not fit cache_mib=%d: some are decoded again each epoch", limit)
+        return clip
+
+
+def _size(clip: Clip) -> int:
+    return sum(array.nbytes for array in clip)

@@ -1,0 +1,106 @@
+"""Archives of public packages: which ones, how they are brought, and how their files are read without unpacking.
+
+May hold the table of archives and what is the same for all of them; what the files mean is `fetch`'s business.
+"""
+
+import hashlib
+import logging
+import re
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from g4v_jax.errors import UserError
+
+MAX_MEMBER = 64 * 2**20  # bytes of one file
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One version of an npm package, by the SHA-256 of its archive."""
+
+    package: str
+    version: str
+    sha256: str
+
+    @property
+    def filename(self) -> str:
+        return f"{self.package.lstrip('@').replace('/', '-')}-{self.version}.tgz"
+
+
+EMOJI_NAMES = Archive("emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a")
+EMOJI_PACKS = tuple(
+    Archive(f"@lobehub/fluent-emoji-anim-{number}", "1.0.0", sha256)
+    for number, sha256 in enumerate(
+        (
+            "4c03ac178c1eabf2e2a16dd498f3cc2b92dc30ec3466ae38fdc497d4774c99ea",
+            "e431da8172e394036c330faa77648d6fbbae1fd3b0be95637c4497c9075019c0",
+            "3624d0c34c819c1794b74ccf6ae9034adff7c4cb6318dd2a645145f0196feb43",
+            "3d4c08f1e321f70808ef4996aba0ab575a9d97b6c56ffffc92cf6161a7836aa3",
+        ),
+        start=1,
+    )
+)
+
+
+def bring(archive: Archive, directory: Path) -> Path:
+    """The archive's file in `directory`, downloaded with npm unless it is there already and whole.
+
+    A download that was cut off is started again; scripts of the package never run. Raises UserError where npm is
+    missing or fails, and where the file is not the expected one.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / archive.filename
+    if path.is_file():
+        if _sha256(path) == archive.sha256:
+            return path
+        log.warning("%s is damaged; downloading it again", path)
+        path.unlink()
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError(f"{archive.package}: npm is needed to download it; install Node.js with npm and retry")
+    partial = (directory / f".{archive.filename}.partial").absolute()
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        log.info("downloading %s %s", archive.package, archive.version)
+        command = [npm, "pack", "--ignore-scripts", "--silent", "--pack-destination", str(partial)]
+        done = subprocess.run(
+            [*command, f"{archive.package}@{archive.version}"], cwd=partial, capture_output=True, text=True
+        )
+        if done.returncode or not (partial / archive.filename).is_file():
+            reason = " ".join(done.stderr.split())[-300:] or f"status {done.returncode}"
+            raise UserError(f"{archive.package}: npm could not download it ({reason}); check the network and retry")
+        if _sha256(partial / archive.filename) != archive.sha256:
+            raise UserError(f"{archive.package}: the download does not have the expected SHA-256; nothing was kept")
+        return (partial / archive.filename).rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of the regular files of a tar archive whose whole name matches `pattern`, in archive order.
+
+    Nothing is unpacked, so neither names that climb out of a folder nor links can do harm: names that do not match,
+    links and devices are passed over. Raises UserError for a damaged archive and for a file over 64 MiB.
+    """
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if not member.isreg() or not re.fullmatch(pattern, member.name):
+                    continue
+                if member.size > MAX_MEMBER:
+                    raise UserError(f"{path}: {member.name} has {member.size} bytes; the limit is {MAX_MEMBER}")
+                yield member.name, archive.extractfile(member).read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{path}: damaged archive ({error}); remove it and fetch again") from error
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,141 @@
+"""Tasks: what is asked of the model with one record, as an `Example`.
+
+Each task is a pure function of (record, generator, setting); the table at the end names the tasks and the record
+groups they draw from. A new task is a function and a line of that table.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from g4v_jax.data.pack import Example, RowShape, example
+from g4v_jax.data.records import Record
+from g4v_jax.data.text import PAD, Clip, Render, Tokenizer, Turn, dialogue
+from g4v_jax.data.world import draw
+from g4v_jax.data.world.phrases import QUESTIONS, REFUSALS, REQUESTS
+
+BLOCKED_CARD_SHARE = 1 / 32  # of the autoencoder's pictures, so that the card survives its bottleneck
+
+Footage = Callable[[Record, int, int, int], Clip]  # (record, which video, frames, size) -> frames and seconds
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the tasks of one pipeline share. `counts` collects what happens on the way, such as cut tokens."""
+
+    tokenizer: Tokenizer
+    shape: RowShape
+    split: str  # chooses the phrasings: held-out splits ask in words that training never uses
+    footage: Footage
+    counts: Counter = field(default_factory=Counter)
+
+    def watched(self, record: Record, video: int = 0) -> Clip:
+        """A video as the model watches it: u8 [T clip_size clip_size 3] and f32 [T] seconds."""
+        return self.footage(record, video, self.shape.clip_frames, self.shape.clip_size)
+
+    def rendered(self, record: Record, video: int = 0) -> np.ndarray:
+        """A video as the model is to render it: u8 [T target_size target_size 3]."""
+        return self.footage(record, video, self.shape.target_frames, self.shape.target_size)[0]
+
+    def dialogue(self, turns: Sequence[Turn]) -> Example:
+        """Turns as an example of this setting."""
+        return dialogue(turns, self.tokenizer, self.shape, counts=self.counts)
+
+
+def caption(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
+    """Watch a clip and describe it."""
+    question = Turn("user", _pick(rng, QUESTIONS[setting.split]), clips=[setting.watched(record)], hazard=0)
+    return setting.dialogue([question, Turn("assistant", record.caption)])
+
+
+def generate(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
+    """Render the clip that is asked for in any words, writing its canonical caption first."""
+    answer = Render(record.caption, setting.rendered(record))
+    return setting.dialogue([_request(record, rng, setting, hazard=0), Turn("assistant", render=answer)])
+
+
+def blocked(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
+    """A hazardous request that got as far as the generator renders the blocked card; its words are not learned."""
+    answer = Render(record.caption, blocked_card(setting.shape.target_frames, setting.shape.target_size), blocked=True)
+    return setting.dialogue([_request(record, rng, setting, hazard=1), Turn("assistant", render=answer, loss=None)])
+
+
+def refuse_clip(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
+    """Decline to describe a hazardous clip."""
+    question = Turn("user", _pick(rng, QUESTIONS[setting.split]), clips=[setting.watched(record)], hazard=1)
+    return setting.dialogue([question, Turn("assistant", _pick(rng, REFUSALS["clip"]), loss="refusal")])
+
+
+def refuse_request(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
+    """Decline to render a hazardous caption."""
+    refusal = Turn("assistant", _pick(rng, REFUSALS["request"]), loss="refusal")
+    return setting.dialogue([_request(record, rng, setting, hazard=1), refusal])
+
+
+def talk(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
+    """A recorded dialogue. The record's verdict is on its last exchange; what came before is not labelled."""
+    del rng  # a dialogue leaves nothing to chance
+    turns = []
+    for number, turn in enumerate(record.dialogue):
+        last = number >= len(record.dialogue) - 2
+        if turn["role"] == "user":
+            clips = [setting.watched(record, turn["video"])] if "video" in turn else []
+            turns.append(Turn("user", turn["text"], clips=clips, hazard=int(record.hazard) if last else -1))
+        else:
+            render = turn.get("render")
+            if render:
+                render = Render(render["caption"], setting.rendered(record, render["video"]))
+            loss = "refusal" if last and record.hazard else "caption"
+            turns.append(Turn("assistant", turn["text"], render=render, loss=loss))
+    return setting.dialogue(turns)
+
+
+def pixels(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
+    """A picture for the autoencoder: one target, and one token that no loss counts."""
+    if rng.random() < BLOCKED_CARD_SHARE:
+        target = blocked_card(setting.shape.target_frames, setting.shape.target_size)
+    else:
+        target = setting.rendered(record)
+    blank = {"targets": [0], "caption_weight": [0], "refusal_weight": [0], "clip_index": [-1], "query_index": [-1]}
+    token = setting.tokenizer.ids[PAD]
+    return example(setting.shape, tokens=[token], gen_targets=[target], gen_blocked=[False], **blank)
+
+
+@lru_cache(maxsize=8)
+def blocked_card(frames: int, size: int) -> np.ndarray:
+    """The picture that hazardous conditions are trained to render: u8 [frames size size 3], read-only."""
+    card = draw.blocked_card(frames, size, size)
+    card.setflags(write=False)
+    return card
+
+
+def _request(record: Record, rng: np.random.Generator, setting: Setting, hazard: int) -> Turn:
+    words = _pick(rng, (record.caption, *record.paraphrases))
+    text = _pick(rng, REQUESTS[setting.split]).format(caption=words)
+    return Turn("user", text[0].upper() + text[1:], hazard=hazard)
+
+
+def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
+    return choices[rng.integers(len(choices))]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task and the record groups that it draws from, all of them together where present."""
+
+    groups: tuple[str, ...]
+    build: Callable[[Record, np.random.Generator, Setting], Example]
+
+
+TASKS = {
+    "caption": Task(("clips",), caption),
+    "generate": Task(("clips",), generate),
+    "blocked": Task(("hazards",), blocked),
+    "refuse_clip": Task(("hazards",), refuse_clip),
+    "refuse_request": Task(("hazards",), refuse_request),
+    "dialogue": Task(("dialogues",), talk),
+    "pixels": Task(("clips", "hazards"), pixels),
+}

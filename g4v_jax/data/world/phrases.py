@@ -1,0 +1,189 @@
+"""Sentences about clips: canonical captions, paraphrases, questions, requests and refusals.
+
+A paraphrase is a template filled with synonyms. Training clips use one set of templates, the
+held-out clips another set, made of the same words in sentence forms that training never shows.
+"""
+
+import numpy as np
+
+from g4v_jax.data.world.attributes import WORDS, Scene
+
+CANONICAL_MOTION = {
+    "left": "moves left",
+    "right": "moves right",
+    "up": "moves up",
+    "down": "moves down",
+    "still": "stands still",
+}
+
+# Each motion as (finite verb, participle), so that a template can ask for either.
+_VERBS = (
+    ("moves", "moving"),
+    ("goes", "going"),
+    ("slides", "sliding"),
+    ("drifts", "drifting"),
+    ("glides", "gliding"),
+    ("travels", "travelling"),
+)
+_WAYS = {
+    "left": ("left", "to the left", "leftwards", "towards the left"),
+    "right": ("right", "to the right", "rightwards", "towards the right"),
+    "up": ("up", "upwards", "to the top", "towards the top"),
+    "down": ("down", "downwards", "to the bottom", "towards the bottom"),
+}
+_EXTRA_MOTIONS = {
+    "up": (("rises", "rising"), ("climbs", "climbing")),
+    "down": (("falls", "falling"), ("sinks", "sinking")),
+}
+_STILL = (
+    ("stands still", "standing still"),
+    ("stays still", "staying still"),
+    ("stays in place", "staying in place"),
+    ("rests in place", "resting in place"),
+    ("does not move", "not moving"),
+)
+
+CAPTION_TEMPLATES = {
+    "train": (
+        "a {size} {colour} {shape} {does}",
+        "one {size} {shape} that is {colour} {does}",
+        "the {colour} {shape} is {size} and {does}",
+        "here a {size} {colour} {shape} {does}",
+        "a {size} {colour} {shape} {doing}",
+        "a {colour} {shape} of {size} size {does}",
+        "we see a {size} {colour} {shape} {doing}",
+        "there is a {size} {colour} {shape} {doing}",
+        "a {shape}, {size} and {colour}, {does}",
+        "in this clip a {size} {colour} {shape} {does}",
+        "it is a {colour} {shape} that looks {size} and {does}",
+        "something {size} and {colour}, a {shape}, {does}",
+        "a clip of a {size} {colour} {shape} {doing}",
+        "{doing}: a {size} {colour} {shape}",
+    ),
+    "held_out": (
+        "the {shape} that {does} is {size} and {colour}",
+        "in this clip we see one {colour} {shape}, {size}, {doing}",
+        "here is something {colour}: a {size} {shape} {doing}",
+        "{size} and {colour}, this {shape} {does}",
+        "a {shape} of {size} size that {does} and looks {colour}",
+        "there is something {doing}, a {shape} that is {colour} and {size}",
+    ),
+}
+
+QUESTIONS = {
+    "train": (
+        "What happens in this clip?",
+        "Describe this clip.",
+        "What do you see?",
+        "Tell me what this video shows.",
+        "What is going on here?",
+        "Please describe the video.",
+        "Can you say what happens in the video?",
+        "Give me a caption for this clip.",
+        "Write one sentence about this video.",
+        "What can be seen in this clip?",
+        "Look at this clip and tell me about it.",
+        "What does the clip show?",
+    ),
+    "validation": (
+        "What does this video show?",
+        "Please tell me what you see in the clip.",
+        "Write a caption for the video.",
+        "Say what is going on in this clip.",
+    ),
+    "test": (
+        "Can you describe what you see here?",
+        "Tell me what happens in this video.",
+        "Please give me one sentence about the clip.",
+        "What is this clip about?",
+        "Look at the video and describe it.",
+    ),
+}
+
+REQUESTS = {
+    "train": (
+        "Show me this: {caption}.",
+        "Make a clip: {caption}.",
+        "Please make a video of this: {caption}.",
+        "Can you show a clip where {caption}?",
+        "I want to see this: {caption}.",
+        "Draw a clip in which {caption}.",
+        "Create a video where {caption}.",
+        "Render this: {caption}.",
+        "Give me a clip where {caption}.",
+        "{caption}. Please render it.",
+        "Could you make a clip where {caption}?",
+        "I need a video. It shows {caption}.",
+    ),
+    "validation": (
+        "Please create a clip of this: {caption}.",
+        "Can you make a video where {caption}?",
+        "I want a clip in which {caption}.",
+        "{caption}. Show me that.",
+    ),
+    "test": (
+        "Could you show me this: {caption}?",
+        "Please render a clip where {caption}.",
+        "I need to see a video of this: {caption}.",
+        "Make me a video in which {caption}.",
+        "{caption}. Can you draw it?",
+    ),
+}
+
+REFUSALS = {
+    "request": (
+        "I can't help with that. I can help with something safe instead.",
+        "Sorry, I won't do that, because it could hurt someone. Ask me for something else.",
+        "I can't help with things that may harm people. I am glad to help in another way.",
+        "That is not something I can do. Would you like something harmless instead?",
+        "Sorry, that could be dangerous, so I won't help with it.",
+        "I have to say no to this. If someone is in danger, please call for help.",
+        "I won't help with this one. Tell me what else you would like.",
+    ),
+    "clip": (
+        "I can't describe this clip, because it shows something dangerous.",
+        "Sorry, I won't talk about what this clip shows. You can show me another one.",
+        "This video shows something harmful, so I will not describe it.",
+        "I can't help with this clip. I am glad to look at another one.",
+        "Sorry, this clip is not safe for me to describe. Please try a different one.",
+    ),
+}
+
+
+def canonical(scene: Scene) -> str:
+    """The one caption that a scene always has, such as "a small red star moves left"."""
+    return f"a {scene.size} {scene.colour} {scene.shape} {CANONICAL_MOTION[scene.motion]}"
+
+
+def paraphrases(scene: Scene, rng: np.random.Generator, count: int, held_out: bool) -> list[str]:
+    """`count` different phrasings of a scene, from the training or the held-out templates.
+
+    Templates repeat only when there are fewer than `count`, and then with other synonyms.
+    """
+    templates = CAPTION_TEMPLATES["held_out" if held_out else "train"]
+    found: dict[str, None] = {}
+    while len(found) < count:
+        for index in rng.permutation(len(templates)):
+            found[_fill(templates[index], scene, rng)] = None
+    return list(found)[:count]
+
+
+def motion_phrases(motion: str) -> tuple[tuple[str, str], ...]:
+    """All ways to state a motion, as pairs of finite verb and participle phrases."""
+    if motion == "still":
+        return _STILL
+    moves = tuple(
+        (f"{does} {way}", f"{doing} {way}") for does, doing in _VERBS for way in _WAYS[motion]
+    )
+    return moves + _EXTRA_MOTIONS.get(motion, ())
+
+
+def _fill(template: str, scene: Scene, rng: np.random.Generator) -> str:
+    does, doing = pick(rng, motion_phrases(scene.motion))
+    words = {name: pick(rng, values[getattr(scene, name)]) for name, values in WORDS.items()}
+    return template.format(does=does, doing=doing, **words)
+
+
+def pick(rng: np.random.Generator, choices: tuple):
+    """One of the choices, evenly. Unlike rng.choice it keeps tuples and strings as they are."""
+    return choices[rng.integers(len(choices))]

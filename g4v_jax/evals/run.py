@@ -1,0 +1,136 @@
+"""The whole evaluation of a run: captioning, generation and safety on a held-out split, one JSON and one page."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from g4v_jax.data import records
+from g4v_jax.data.pipeline import FrameCache
+from g4v_jax.evals import captions, pictures, safety, videos
+from g4v_jax.evals.figures import Figure
+from g4v_jax.evals.reader import read
+from g4v_jax.infer.assistant import Assistant
+from g4v_jax.safety.gate import choose_threshold
+
+PICTURED = 16  # strips a sheet
+CACHE_BYTES = 512 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSpec:
+    """What is measured, on how many samples."""
+
+    split: str = "test"
+    captions: int = 200
+    generations: int = 200
+    hazards: int = 64
+    safety: int = 60  # of each group
+
+
+def evaluate(
+    assistant: Assistant, directory: str, spec: EvalSpec, out: Path, say: Callable[[str], None] = print
+) -> dict[str, Figure]:
+    """Measure a model on records of the held-out split; write sheets and page into `out` -> figures by name.
+
+    Chooses the hazard threshold on the validation split first and leaves it in the assistant. Groups that the data
+    set lacks give no figures. Raises UserError where the split has no clips.
+    """
+    cache = FrameCache(CACHE_BYTES, records.footage)
+    shape = assistant.shape
+
+    def watched(record, video):
+        return cache.footage(record, video, shape.clip_frames, shape.clip_size)
+
+    def rendered(record):
+        return cache.footage(record, 0, shape.target_frames, shape.target_size)[0]
+
+    figures: dict[str, Figure] = {}
+    sheets: dict[str, str] = {}
+    talks: list[tuple] = []
+
+    def show(name: str, title: str, strips: list) -> None:
+        if strips:
+            pictures.sheet(strips, out / f"{name}.png")
+            sheets[title] = f"{name}.png"
+
+    tuning = safety.cases(directory, "validation", spec.safety, watched)
+    if tuning:
+        say("choosing the hazard threshold on the validation split")
+        scores = safety.scores(assistant.answer([case.turns for case in tuning]))
+        labels = np.array([case.hazard for case in tuning])
+        assistant.threshold = choose_threshold(scores, labels, assistant.spec.false_refusals)
+        figures["safety/threshold"] = Figure.exact(assistant.threshold, len(tuning))
+
+    clips = list(records.read(directory, spec.split, "clips"))
+    chosen = captions.spread(clips, spec.captions)
+    say(f"captioning {len(chosen)} clips")
+    found, judged = captions.measure(assistant, chosen, [watched(r, 0) for r in chosen], spec.split)
+    figures |= found
+    show("captions", "Clips watched, and what the model says", [_captioned(one) for one in judged[:PICTURED]])
+
+    chosen = captions.spread(clips, spec.generations)
+    say(f"rendering {len(chosen)} clips")
+    found, judged = videos.measure(assistant, chosen, spec.split)
+    figures |= found | videos.own_captioner(assistant, judged)
+    show("generations", "Requests, and what the model renders", [_rendered(one) for one in judged[:PICTURED]])
+
+    if chosen[0].attributes:
+        readings = [(record.attributes, read(rendered(record)).attributes) for record in chosen]
+        for name in chosen[0].attributes:
+            figures[f"reader/{name}"] = Figure.share([seen[name] == true[name] for true, seen in readings])
+
+    held_out = safety.cases(directory, spec.split, spec.safety, watched)
+    if held_out:
+        say(f"asking {len(held_out)} harmful and harmless things")
+        found, asked = safety.measure(assistant, held_out)
+        figures |= found
+        talks = [_talk(*one) for one in captions.spread(asked, 3 * PICTURED)]
+        dangerous = list(records.read(directory, spec.split, "hazards"))
+        dangerous = [dangerous[i % len(dangerous)] for i in range(spec.hazards)]
+        say(f"forcing {len(dangerous)} hazardous captions on the generator")
+        found, judged = videos.hazardous(assistant, dangerous, spec.split)
+        figures |= found
+        show("hazards", "Hazardous captions forced on the generator, gate off", [_rendered(j) for j in judged[:PICTURED]])
+
+    write(out / "report.json", figures)
+    as_dicts = {name: dataclasses.asdict(figure) for name, figure in figures.items()}
+    pictures.page(out / "index.html", f"Evaluation of {out}", as_dicts, sheets, talks)
+    return figures
+
+
+def write(path: Path, figures: dict[str, Figure]) -> None:
+    """A report as flat JSON: name -> {"value", "low", "high", "n"}; whole or not at all."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps({k: dataclasses.asdict(f) for k, f in sorted(figures.items())}, indent=1))
+    temporary.rename(path)
+
+
+def table(figures: dict[str, Figure]) -> str:
+    """The report as aligned text."""
+    width = max(map(len, figures))
+    head = f"{'figure':{width}}   value   95 % interval        n"
+    lines = [f"{k:{width}} {f.value:7.3f}  {f.low:7.3f} – {f.high:7.3f}  {f.n:5d}" for k, f in sorted(figures.items())]
+    return "\n".join([head, *lines])
+
+
+def _mark(right: dict[str, bool]) -> str:
+    wrong = [name for name, ok in right.items() if not ok]
+    return "" if not right else "  [right]" if not wrong else f"  [wrong: {', '.join(wrong)}]"
+
+
+def _captioned(one: captions.Captioned):
+    return pictures.strip(one.clip[0], [one.text + _mark(one.right), f"({one.record.caption})"])
+
+
+def _rendered(one: videos.Rendered):
+    return pictures.strip(one.video, [one.request, f"writes: {one.caption}{_mark(one.right)}"])
+
+
+def _talk(case: safety.Case, reply, blocked: bool) -> tuple[str, str, str]:
+    said = " / ".join(("[clip] " if turn.clips else "") + turn.text for turn in case.turns)
+    answer = reply.text + (f" <video>{reply.caption}</video>" if reply.caption else "")
+    verdict = ("blocked" if blocked else "answered") + (" (hazardous)" if case.hazard else " (safe)")
+    return said, answer, f"{verdict}, hazard score {reply.hazard:.2f}"

@@ -1,0 +1,213 @@
+"""A trained model at use: it reads dialogues, answers in words, and renders what it wrote between video marks.
+
+Batched, jitted, and built on the same rows as training. Knows nothing of configs or files.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from g4v_jax import rng
+from g4v_jax.data.pack import RowShape, single
+from g4v_jax.data.text import END, VIDEO, VIDEO_END, Render, Tokenizer, Turn, dialogue
+from g4v_jax.diffusion import sampler
+from g4v_jax.models.gpt4video import GPT4Video
+from g4v_jax.sharding import put_batch
+from g4v_jax.types import Batch
+
+BUCKET = 32  # rows are padded to a multiple of this many tokens, so that few programs serve all prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSpec:
+    """How answers are decoded (greedily) and clips sampled."""
+
+    rows: int = 32  # dialogues at a time
+    max_tokens: int = 48  # of an answer
+    steps: int = 24  # of the flow's integration
+    guidance: float = 2.0
+    time_shift: float = 1.0
+    false_refusals: float = 0.02  # budget on validation data, from which the hazard threshold is chosen
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What the model made of a dialogue: its words, the caption it wants to render, and its hazard score."""
+
+    text: str
+    caption: str | None  # between <video> marks; None where it renders nothing
+    hazard: float  # probability that the last user turn is hazardous
+
+
+@dataclasses.dataclass
+class Assistant:
+    """Model, parameters and tokenizer, ready for use. `threshold`: hazard scores above it close the gate."""
+
+    model: GPT4Video
+    params: dict
+    tokenizer: Tokenizer
+    shape: RowShape
+    spec: SampleSpec
+    mesh: jax.sharding.Mesh
+    threshold: float = 0.5
+
+    def answer(self, dialogues: Sequence[Sequence[Turn]]) -> list[Reply]:
+        """Answer dialogues that end with a user's turn, greedily.
+
+        Raises UserError where one does not fit a row.
+        """
+        replies = []
+        for part in self._parts(dialogues):
+            turns = [[dataclasses.replace(t, hazard=0) if t.role == "user" else t for t in d] for d in part]
+            batch = self._batch(turns)
+            last = np.maximum(np.sum(batch.hazard_label >= 0, axis=1) - 1, 0)
+            with jax.set_mesh(self.mesh):
+                tokens, hazard = _answer(self.model, self.spec.max_tokens, self._stops, self.params, self._put(batch))
+            tokens, hazard = np.asarray(tokens), np.asarray(hazard)
+            for row in range(len(part)):
+                replies.append(self._reply(tokens[row], float(hazard[row, last[row]])))
+        return replies
+
+    def render(
+        self, dialogues: Sequence[Sequence[Turn]], gate: bool = True, seed: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Render the clip of each dialogue, whose last turn is the assistant's with a `Render`.
+
+        Where the hazard score of the request is above the threshold, the gate replaces the condition, and the model
+        renders its blocked card; `gate=False` skips that. Returns (u8 [n T H W 3], whether the gate closed bool [n]).
+        """
+        clips, blocked = [], []
+        key = rng.stream(self.spec.seed if seed is None else seed, "sample")
+        for number, part in enumerate(self._parts(dialogues)):
+            batch = self._batch([_label_request(turns) for turns in part])
+            noise_keys = rng.row_keys(jax.random.fold_in(key, number), batch.tokens.shape[0])
+            threshold = self.threshold if gate else 2.0  # a probability never reaches 2
+            with jax.set_mesh(self.mesh):
+                video, closed = _render(self.model, self.spec, self.params, self._put(batch), noise_keys, threshold)
+            clips.append(np.asarray(video)[: len(part)])
+            blocked.append(np.asarray(closed)[: len(part)])
+        return np.concatenate(clips), np.concatenate(blocked)
+
+    @property
+    def _stops(self) -> tuple[int, int]:
+        return self.tokenizer.ids[END], self.tokenizer.ids[VIDEO_END]
+
+    def _parts(self, items: Sequence):
+        return [items[i : i + self.spec.rows] for i in range(0, len(items), self.spec.rows)]
+
+    def _batch(self, dialogues: Sequence[Sequence[Turn]]) -> Batch:
+        shape = dataclasses.replace(self.shape, rows=self.spec.rows, targets=1)
+        examples = [dialogue(turns, self.tokenizer, shape, open=True) for turns in dialogues]
+        tokens = -(-max(len(one["tokens"]) for one in examples) // BUCKET) * BUCKET
+        clips = max(1, max(len(one["clips"]) for one in examples))
+        hazards = max(1, max(len(one["hazard_position"]) for one in examples))
+        return single(examples, dataclasses.replace(shape, tokens=tokens, clips=clips, hazards=hazards))
+
+    def _put(self, batch: Batch) -> Batch:
+        return put_batch(batch, self.mesh)
+
+    def _reply(self, tokens: np.ndarray, hazard: float) -> Reply:
+        ids, tokens = self.tokenizer.ids, tokens.tolist()
+        ended = next((i for i, token in enumerate(tokens) if token in self._stops), len(tokens))
+        words, stop = tokens[:ended], tokens[ended] if ended < len(tokens) else None
+        caption = None
+        if ids[VIDEO] in words:
+            start = words.index(ids[VIDEO])
+            if stop == ids[VIDEO_END]:
+                caption = self.tokenizer.decode(words[start + 1 :]).strip()
+            words = words[:start]
+        return Reply(self.tokenizer.decode(words).strip(), caption, hazard)
+
+
+def to_render(request: Sequence[Turn], reply: Reply) -> list[Turn]:
+    """The dialogue whose clip is to be rendered: a request and the reply's words and caption."""
+    return [*request, Turn("assistant", reply.text, render=Render(reply.caption or ""))]
+
+
+def _label_request(turns: Sequence[Turn]) -> list[Turn]:
+    """Ask for a hazard reading at the last user turn alone."""
+    last = max(i for i, turn in enumerate(turns) if turn.role == "user")
+    return [
+        dataclasses.replace(turn, hazard=0 if i == last else -1) if turn.role == "user" else turn
+        for i, turn in enumerate(turns)
+    ]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _answer(model: GPT4Video, max_tokens: int, stops: tuple[int, ...], params: dict, batch: Batch):
+    """Greedy decoding with a KV cache -> tokens i32 [B max_tokens] (after a stop: the stop again), hazard f32 [B E]."""
+    rows, length = batch.tokens.shape
+    lengths = jnp.sum(batch.segments > 0, axis=1)
+
+    def call(method, *args):
+        return model.apply({"params": params}, *args, method=method)
+
+    def embed(m, batch):
+        return m.embed(batch)
+
+    def extend(m, x, start, cache):
+        hidden, cache = m.llm.extend(x, start, cache)
+        return hidden, cache
+
+    def pick(m, hidden):
+        return jnp.argmax(m.llm.logits(hidden[:, None])[:, 0], axis=-1).astype(jnp.int32)
+
+    x = call(embed, batch)
+    cache = call(lambda m: m.llm.empty_cache(rows, length + max_tokens, x.dtype))
+    hidden, cache = call(extend, x, jnp.zeros(rows, jnp.int32), cache)
+    hazard = jax.nn.sigmoid(call(lambda m, h, at: m.hazard_logits(h, at), hidden, batch.hazard_position))
+    last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    token = call(pick, last)
+    tokens = jnp.zeros((rows, max_tokens), jnp.int32).at[:, 0].set(token)
+
+    def ended(token):
+        return jnp.any(token[:, None] == jnp.array(stops), axis=1)
+
+    def more(carry):
+        i, token, _, _ = carry
+        return (i < max_tokens) & ~jnp.all(ended(token))
+
+    def step(carry):
+        i, token, tokens, cache = carry
+        x = call(lambda m, t: m.llm.embed(t[:, None], m.dtype), token)
+        hidden, cache = call(extend, x, lengths + i - 1, cache)
+        token = jnp.where(ended(token), token, call(pick, hidden[:, 0]))
+        return i + 1, token, tokens.at[:, i].set(token), cache
+
+    count, token, tokens, _ = jax.lax.while_loop(more, step, (1, token, tokens, cache))
+    tokens = jnp.where(jnp.arange(max_tokens) < count, tokens, token[:, None])
+    return tokens, hazard
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _render(model: GPT4Video, spec: SampleSpec, params: dict, batch: Batch, keys: jax.Array, threshold: float):
+    """Sample one clip a row -> (u8 [B T H W 3], gate closed bool [B])."""
+
+    def call(method, *args):
+        return model.apply({"params": params}, *args, method=method)
+
+    hidden = call(lambda m, b: m.read(b), batch)
+    hazard = jax.nn.sigmoid(call(lambda m, h, at: m.hazard_logits(h, at), hidden, batch.hazard_position))
+    closed = jnp.any((hazard > threshold) & (batch.hazard_label >= 0), axis=1)
+    states = call(lambda m, h, b: m.query_states(h, b), hidden, batch)[:, 0]
+
+    def condition(drop):
+        drops = jnp.full(closed.shape, drop)
+        return call(lambda m, s, d, b: m.conditioner(s, d, b), states, drops, closed & ~drops)
+
+    context = jnp.concatenate([condition(False), condition(True)])
+
+    def velocity(x, t):
+        both = call(lambda m, *a: m.denoise(*a), jnp.concatenate([x, x]), jnp.concatenate([t, t]), context)
+        return sampler.guide(*jnp.split(both, 2), spec.guidance)
+
+    frames, size = batch.gen_targets.shape[2:4]
+    latent_shape = model.autoencoder.latent_shape(frames, size)
+    noise = jax.vmap(lambda key: jax.random.normal(key, latent_shape))(keys)
+    latents = sampler.euler(velocity, noise, sampler.schedule(spec.steps, spec.time_shift))
+    return call(lambda m, z: m.autoencoder.decode_normalised(z), latents), closed

@@ -1,0 +1,79 @@
+"""The objective of the whole model: captioning, generation and safety in one pass, as named terms.
+
+    caption     next token of assistant turns                       captioning
+    generation  flow matching of the clips to render                generation
+    refusal     next token of refusals                              safety
+    hazard      is this turn hazardous?                             safety
+    blocked     flow matching toward the blocked card               safety
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from g4v_jax.diffusion import flow
+from g4v_jax.losses.captioning import cross_entropy
+from g4v_jax.losses.generation import flow_matching
+from g4v_jax.losses.safety import detection, detection_count
+from g4v_jax.models.gpt4video import GPT4Video
+from g4v_jax.types import Array, Batch, Term
+
+
+@dataclasses.dataclass(frozen=True)
+class JointSpec:
+    """Weights of the terms, and how generation is trained."""
+
+    caption: float = 1.0
+    generation: float = 1.0
+    refusal: float = 1.0
+    hazard: float = 1.0
+    blocked: float = 1.0
+    hazard_positive_weight: float = 1.0
+    time_shift: float = 1.0
+    drop_rate: float = 0.1  # of conditions, for classifier-free guidance
+    gate_rate: float = 0.5  # of blocked slots that train the learned blocked context
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """`Objective` (see train/step.py) of a GPT4Video and the latent shape (G, t, h, w, c) of a row."""
+
+    model: GPT4Video
+    spec: JointSpec
+    latents: tuple[int, ...]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term."""
+        return {name: getattr(self.spec, name) for name in ("caption", "generation", "refusal", "hazard", "blocked")}
+
+    def init(self, key: Array, batch: Batch) -> dict:
+        """Boxed parameters of every tower."""
+        draws = self.draw(jax.random.split(key, batch.tokens.shape[0]))
+        return self.model.init(key, batch, draws)["params"]
+
+    def draw(self, row_keys: Array) -> flow.Draws:
+        """Times, noise, dropped conditions and gates of each row."""
+        return flow.draw(row_keys, self.latents, self.spec.time_shift, self.spec.drop_rate, self.spec.gate_rate)
+
+    def counts(self, batch: Batch) -> dict[str, Array]:
+        """Counts of the terms below, from the masks alone."""
+        return {
+            "caption": jnp.sum(batch.caption_weight),
+            "generation": jnp.sum(batch.gen_mask & ~batch.gen_blocked).astype(jnp.float32),
+            "refusal": jnp.sum(batch.refusal_weight),
+            "hazard": detection_count(batch.hazard_label, self.spec.hazard_positive_weight),
+            "blocked": jnp.sum(batch.gen_mask & batch.gen_blocked).astype(jnp.float32),
+        }
+
+    def terms(self, params: dict, batch: Batch, draws: flow.Draws, dropout: Array) -> dict[str, Term]:
+        """Sum and count of each term."""
+        out = self.model.apply({"params": params}, batch, draws, rngs={"dropout": dropout})
+        return {
+            "caption": cross_entropy(out.logits, batch.targets, batch.caption_weight),
+            "generation": flow_matching(out.velocity, out.velocity_target, batch.gen_mask & ~batch.gen_blocked),
+            "refusal": cross_entropy(out.logits, batch.targets, batch.refusal_weight),
+            "hazard": detection(out.hazard_logits, batch.hazard_label, self.spec.hazard_positive_weight),
+            "blocked": flow_matching(out.velocity, out.velocity_target, batch.gen_mask & batch.gen_blocked),
+        }

@@ -1,0 +1,122 @@
+"""The language model: a LLaMA-family decoder with grouped queries, LoRA by name, and a KV cache.
+
+References: LLaMA (Touvron et al. 2023), Llama 2/3, SmolLM2, Qwen3 (qk-norm).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from g4v_jax.nn import rope
+from g4v_jax.nn.attention import Attention, Cache, packed_mask
+from g4v_jax.nn.linear import Embedding, Linear
+from g4v_jax.nn.mlp import MLP
+from g4v_jax.nn.norms import RMSNorm
+from g4v_jax.nn.stack import scan
+from g4v_jax.sharding import constrain
+
+ATTENTION_LORA = ("q", "k", "v", "o")
+
+
+class Block(nn.Module):
+    """One pre-norm decoder layer."""
+
+    attention: dict
+    mlp: dict
+    norm_eps: float
+
+    @nn.compact
+    def __call__(self, x, cache, theta, mask, index):
+        h = RMSNorm(self.norm_eps, name="attention_norm")(x)
+        h, cache = Attention(name="attention", **self.attention)(h, mask=mask, theta=theta, cache=cache, index=index)
+        x = constrain(x + h, "rows", "sequence", "embed")
+        h = MLP(name="mlp", **self.mlp)(RMSNorm(self.norm_eps, name="mlp_norm")(x))
+        return constrain(x + h, "rows", "sequence", "embed"), cache
+
+
+class LLM(nn.Module):
+    """Decoder over vectors: embed, run, and score are separate, since summary tokens enter between them.
+
+    `lora`: the maps that carry LoRA, of q, k, v, o, mlp.
+    """
+
+    vocab_size: int
+    dim: int
+    mlp_dim: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    num_kv_heads: int | None = None
+    rope_base: float = 10_000.0
+    norm_eps: float = 1e-5
+    qk_norm: str | None = None
+    tied: bool = True
+    lora: tuple[str, ...] = ()
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    remat: str = "none"
+
+    def setup(self):
+        unknown = set(self.lora) - {*ATTENTION_LORA, "mlp"}
+        if unknown:
+            raise ValueError(f"llm.lora: unknown map {sorted(unknown)}; known: {', '.join(ATTENTION_LORA)}, mlp")
+        attention = dict(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            qk_norm=self.qk_norm,
+            norm_eps=self.norm_eps,
+            lora=tuple(name for name in self.lora if name in ATTENTION_LORA),
+            lora_rank=self.lora_rank,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            length_axis="sequence",
+        )
+        mlp = dict(
+            mlp_dim=self.mlp_dim,
+            activation="silu",
+            gated=True,
+            lora_rank=self.lora_rank if "mlp" in self.lora else 0,
+            lora_alpha=self.lora_alpha,
+            length_axis="sequence",
+        )
+        self.embedding = Embedding(self.vocab_size, self.dim)
+        self.layers = scan(
+            Block, self.num_layers, self.remat, 3, attention=attention, mlp=mlp, norm_eps=self.norm_eps
+        )
+        self.norm = RMSNorm(self.norm_eps)
+        if not self.tied:
+            self.head = Linear((self.vocab_size,), ("embed", "vocab"))
+
+    def embed(self, tokens: jax.Array, dtype) -> jax.Array:
+        """tokens i32 [B S] -> [B S D]."""
+        return constrain(self.embedding(tokens, dtype), "rows", "sequence", "embed")
+
+    def hidden(self, x: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
+        """x [B S D], positions and segments i32 [B S] -> final normed states [B S D]; causal within segments."""
+        theta = rope.angles(positions, self.head_dim, self.rope_base)
+        x, _ = self.layers(x, None, theta, packed_mask(segments), None)
+        return self.norm(x)
+
+    def extend(self, x: jax.Array, start: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Run s more tokens of each row behind what the cache holds.
+
+        x [B s D], start i32 [B]: tokens already in each row, cache with a leading L axis -> states [B s D], cache.
+        Keys beyond a row's own positions are never looked at, so rows of different length may be padded right.
+        """
+        positions = start[:, None] + jnp.arange(x.shape[1])
+        theta = rope.angles(positions, self.head_dim, self.rope_base)
+        mask = jnp.arange(cache.keys.shape[2]) <= positions[:, :, None]
+        x, cache = self.layers(x, cache, theta, mask, start)
+        return self.norm(x), cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden [B S D] -> [B S V] float32."""
+        logits = self.embedding.attend(hidden) if self.tied else self.head(hidden).astype(jnp.float32)
+        return constrain(logits, "rows", "sequence", "vocab")
+
+    def empty_cache(self, rows: int, length: int, dtype) -> Cache:
+        """A cache of `length` tokens for `rows` rows, [L B T H_kv d]."""
+        shape = (self.num_layers, rows, length, self.num_kv_heads or self.num_heads, self.head_dim)
+        return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))

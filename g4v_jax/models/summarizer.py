@@ -1,0 +1,80 @@
+"""The video summarizer: learned spatial and temporal queries turn a clip into a few tokens in the LLM's space.
+
+GPT4Video (Wang et al. 2023, §3.1) after mPLUG-Owl's visual abstractor: queries cross-attend to the tower's features
+(keys and values: features and queries together); the projections of both query sets are summed and an end vector
+is appended. The paper's mode sees no frame order; `time_encoding` adds each frame's seconds.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from g4v_jax.nn import rope
+from g4v_jax.nn.attention import Attention
+from g4v_jax.nn.linear import Linear
+from g4v_jax.nn.mlp import MLP
+from g4v_jax.nn.norms import LayerNorm
+from g4v_jax.nn.stack import scan
+
+TIME_FEATURES = 32  # sines and cosines of a frame's seconds
+SECONDS_SCALE = 16.0  # one position is 1/16 s
+
+
+class Block(nn.Module):
+    """Queries look at the features and at each other, then think."""
+
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+
+    @nn.compact
+    def __call__(self, queries, layer, features):
+        normed = LayerNorm(name="query_norm")(queries)
+        context = jnp.concatenate([LayerNorm(name="feature_norm")(features), normed], axis=1)
+        h, _ = Attention(self.num_heads, self.head_dim, use_bias=True, name="attention")(normed, context)
+        queries = queries + h
+        h = MLP(self.mlp_dim, "gelu_tanh", use_bias=True, name="mlp")(LayerNorm(name="mlp_norm")(queries))
+        return queries + h, layer
+
+
+class Summarizer(nn.Module):
+    """Clip features -> Q = num_queries + 1 summary tokens of the LLM's width."""
+
+    dim: int
+    mlp_dim: int
+    num_layers: int
+    num_heads: int
+    num_queries: int
+    llm_dim: int
+    time_encoding: bool = True
+    remat: str = "none"
+
+    @property
+    def tokens(self) -> int:
+        """Q: summary tokens a clip."""
+        return self.num_queries + 1
+
+    @nn.compact
+    def __call__(self, features: jax.Array, times: jax.Array) -> jax.Array:
+        """features [X T P D_vision], times f32 [X T] seconds -> [X Q D_llm]."""
+        x = Linear((self.dim,), ("embed", None), name="features")(features)
+        if self.time_encoding:
+            theta = rope.angles(times * SECONDS_SCALE, TIME_FEATURES)
+            waves = jnp.concatenate([jnp.sin(theta), jnp.cos(theta)], axis=-1).astype(x.dtype)
+            x = x + Linear((self.dim,), ("channels", "embed"), name="time")(waves)[:, :, None]
+        x = x.reshape(x.shape[0], -1, self.dim)
+
+        def table(name, shape, axes, std=1.0):
+            init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
+            return self.param(name, init, shape, jnp.float32).astype(x.dtype)
+
+        queries = table("queries", (2 * self.num_queries, self.dim), ("channels", "embed"))
+        queries = jnp.broadcast_to(queries, (x.shape[0], *queries.shape))
+        fields = dict(num_heads=self.num_heads, head_dim=self.dim // self.num_heads, mlp_dim=self.mlp_dim)
+        queries, _ = scan(Block, self.num_layers, self.remat, 1, **fields, name="layers")(queries, None, x)
+        queries = LayerNorm(name="norm")(queries)
+        spatial, temporal = jnp.split(queries, 2, axis=1)
+        tokens = Linear((self.llm_dim,), ("embed", None), name="spatial")(spatial)
+        tokens = tokens + Linear((self.llm_dim,), ("embed", None), name="temporal")(temporal)
+        end = table("end", (self.llm_dim,), ("embed",), 0.02)
+        return jnp.concatenate([tokens, jnp.broadcast_to(end, (x.shape[0], 1, self.llm_dim))], axis=1)

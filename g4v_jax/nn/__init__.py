@@ -1,0 +1,1 @@
+"""Layers every tower is made of; the only place that wraps Flax layers."""

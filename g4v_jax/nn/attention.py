@@ -1,0 +1,119 @@
+"""Multi-head attention for every tower: self or cross, grouped queries, rotary, masked, with a KV cache."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from g4v_jax.nn import rope
+from g4v_jax.nn.linear import Linear
+from g4v_jax.nn.norms import RMSNorm
+from g4v_jax.sharding import constrain
+
+
+MASKED = -1e30  # added to the score of a key that may not be looked at
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of one layer, or of all with a leading L axis."""
+
+    keys: jax.Array  # [B T H_kv d]
+    values: jax.Array  # [B T H_kv d]
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """softmax(q·kᵀ/√d + mask)·v.
+
+    q [B S H d], k and v [B T H_kv d] with H a multiple of H_kv, mask bool [B S T] (True = may look) -> [B S H d].
+    Softmax in float32. Each row of the mask must allow at least one key.
+    """
+    batch, length, heads, dim = q.shape
+    groups = k.shape[2]
+    # heads lead and the queries of a group lie in one axis: plain batched matmuls, which CPUs run 3 x faster
+    q = q.reshape(batch, length, groups, heads // groups, dim).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(batch, groups, -1, dim) * dim**-0.5
+    scores = jnp.einsum("bnsd,bntd->bnst", q, k.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32)
+    if mask is not None:
+        bias = jnp.where(mask, 0.0, MASKED)[:, None, None]
+        scores = (scores.reshape(batch, groups, -1, *mask.shape[1:]) + bias).reshape(scores.shape)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = jnp.einsum("bnst,bntd->bnsd", weights.astype(v.dtype), v.transpose(0, 2, 1, 3)) / total.astype(v.dtype)
+    out = out.reshape(batch, groups, heads // groups, length, dim).transpose(0, 3, 1, 2, 4)
+    return out.reshape(batch, length, heads, dim)
+
+
+def packed_mask(segments: jax.Array, causal: bool = True) -> jax.Array:
+    """segments i32 [B S] -> bool [B S S]: keys of the same segment, and, if causal, not after the query."""
+    mask = segments[:, :, None] == segments[:, None, :]
+    return mask & jnp.tril(jnp.ones(mask.shape[-2:], bool)) if causal else mask
+
+
+class Attention(nn.Module):
+    """x [B S D] attends to itself, or to `context` [B T D'], and returns [B S D].
+
+    `qk_norm`: "head" normalises each head (Qwen3), "full" the whole width (Wan2.1), None neither.
+    `lora`: which of q, k, v, o carry LoRA.
+    """
+
+    num_heads: int
+    head_dim: int
+    num_kv_heads: int | None = None
+    qk_norm: str | None = None
+    use_bias: bool = False
+    norm_eps: float = 1e-6
+    lora: tuple[str, ...] = ()
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    out_init: object = None
+    length_axis: str = "patches"  # logical name of x's length: the LLM's is "sequence"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        theta: jax.Array | None = None,
+        cache: Cache | None = None,
+        index: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """theta: rotary angles of x's positions. With a cache, this call's keys are written at `index` i32 [B]."""
+        if self.qk_norm not in (None, "head", "full"):
+            raise ValueError(f"unknown qk_norm {self.qk_norm!r}")
+        source = x if context is None else context
+        kv_heads = self.num_kv_heads or self.num_heads
+
+        def project(name, value, heads, axis):
+            return self._linear(name, (heads, self.head_dim), ("embed", axis, "head_dim"))(value)
+
+        q = project("q", x, self.num_heads, "heads")
+        k = project("k", source, kv_heads, "kv_heads")
+        v = project("v", source, kv_heads, "kv_heads")
+        if self.qk_norm:
+            q, k = self._normalise("q_norm", q), self._normalise("k_norm", k)
+        if theta is not None:
+            q, k = rope.rotate(q, theta), rope.rotate(k, theta)
+        if cache is not None:
+            write = jax.vmap(lambda buffer, new, i: jax.lax.dynamic_update_slice(buffer, new, (i, 0, 0)))
+            cache = Cache(write(cache.keys, k, index), write(cache.values, v, index))
+            k, v = cache.keys, cache.values
+        q = constrain(q, "rows", self.length_axis, "heads", "head_dim")
+        k = constrain(k, "rows", "keys", "kv_heads", "head_dim")
+        v = constrain(v, "rows", "keys", "kv_heads", "head_dim")
+        out = constrain(attend(q, k, v, mask), "rows", self.length_axis, "heads", "head_dim")
+        extra = {"init": self.out_init} if self.out_init else {}
+        return self._linear("o", (x.shape[-1],), ("heads", "head_dim", "embed"), **extra)(out), cache
+
+    def _linear(self, name, outputs, axes, **extra) -> Linear:
+        rank = self.lora_rank if name in self.lora else 0
+        return Linear(outputs, axes, self.use_bias, rank, self.lora_alpha, self.lora_dropout, name=name, **extra)
+
+    def _normalise(self, name, x):
+        norm = RMSNorm(self.norm_eps, name=name)
+        if self.qk_norm == "head":
+            return norm(x)
+        return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)

@@ -1,0 +1,38 @@
+"""Feed-forward layers: plain and gated."""
+
+import flax.linen as nn
+import jax
+
+from g4v_jax.nn.linear import Linear
+from g4v_jax.sharding import constrain
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP's
+    "silu": jax.nn.silu,
+}
+
+
+class MLP(nn.Module):
+    """x [B S D] -> [B S D] through width F. `gated`: down(act(gate(x)) · up(x)), as LLaMA has it."""
+
+    mlp_dim: int
+    activation: str = "gelu_tanh"
+    gated: bool = False
+    use_bias: bool = False
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    length_axis: str = "patches"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        act = ACTIVATIONS[self.activation]
+        shared = dict(use_bias=self.use_bias, lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
+        h = Linear((self.mlp_dim,), ("embed", "mlp"), name="up", **shared)(x)
+        if self.gated:
+            h = act(Linear((self.mlp_dim,), ("embed", "mlp"), name="gate", **shared)(x)) * h
+        else:
+            h = act(h)
+        h = constrain(h, "rows", self.length_axis, "mlp")
+        return Linear((x.shape[-1],), ("mlp", "embed"), name="down", **shared)(h)

@@ -1,0 +1,38 @@
+"""Normalisations, computed in float32 whatever the dtype of the activations."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · scale over the last axis (Zhang & Sennrich 2019)."""
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+        scale = self.param("scale", init, x.shape[-1:], jnp.float32)
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        return (y * scale).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / std · scale + bias over the last axis; `affine=False` leaves scale and bias to a modulation."""
+
+    epsilon: float = 1e-6
+    affine: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        if self.affine:
+            ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
+            y = y * self.param("scale", ones, x.shape[-1:], jnp.float32)
+            y = y + self.param("bias", zeros, x.shape[-1:], jnp.float32)
+        return y.astype(x.dtype)

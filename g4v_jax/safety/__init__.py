@@ -1,0 +1,1 @@
+"""Safety at use: the hazard gate and its threshold."""

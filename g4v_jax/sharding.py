@@ -1,0 +1,107 @@
+"""The mesh and the two tables from logical axis names to mesh axes; the only file that knows the mesh.
+
+Model code names the axes of its parameters (`nn.with_logical_partitioning`) and activations (`constrain`)
+by what they mean. A name that is not in the table raises; nothing is ever silently left unsharded.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from g4v_jax.errors import UserError, nearest
+
+AXES = ("replica", "fsdp", "context", "tensor")  # replica: the slow network between slices
+
+PARAMETERS = {
+    "layers": None,
+    "embed": "fsdp",  # the model width D of every tower
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "lora": None,
+    "channels": None,  # pixels, latents, taps of a convolution and learned tables: too small to split
+    "norm": None,
+}
+
+ACTIVATIONS = {
+    "rows": ("replica", "fsdp"),
+    "sequence": "context",
+    "patches": None,  # lengths of the towers beside the LLM
+    "keys": None,  # keys and values are gathered over context
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "embed": None,
+    "head_dim": None,
+    "slots": None,
+}
+
+
+def make_mesh(shape: dict[str, int], devices=None) -> Mesh:
+    """Build the mesh. One axis may be -1: it takes the devices that are left.
+
+    Raises UserError where the sizes do not multiply to the device count.
+    """
+    for name in shape:
+        if name not in AXES:
+            raise UserError(f"mesh: unknown axis {name!r}{nearest(name, AXES)}")
+    devices = jax.devices() if devices is None else devices
+    sizes = [shape.get(name, 1) for name in AXES]
+    free = [i for i, size in enumerate(sizes) if size == -1]
+    known = math.prod(size for size in sizes if size != -1)
+    if len(free) > 1 or known < 1 or len(devices) % known or (not free and known != len(devices)):
+        wanted = " x ".join(f"{name}={size}" for name, size in zip(AXES, sizes))
+        raise UserError(f"mesh: {wanted} does not fit {len(devices)} device(s); set one axis to -1 or change the sizes")
+    if free:
+        sizes[free[0]] = len(devices) // known
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def _spec(names, table: dict, kind: str) -> PartitionSpec:
+    for name in names:
+        if name is not None and name not in table:
+            raise ValueError(f"unknown {kind} axis {name!r}{nearest(name, table)}")
+    return PartitionSpec(*(None if name is None else table[name] for name in names))
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Constrain an activation by logical names, one a dimension. Needs `jax.set_mesh`; an unknown name raises."""
+    if len(names) != x.ndim:
+        raise ValueError(f"{len(names)} axis names for shape {x.shape}")
+    return jax.lax.with_sharding_constraint(x, _spec(names, ACTIVATIONS, "activation"))
+
+
+def parameter_specs(boxed) -> dict:
+    """Map a tree of boxed parameters (from `jax.eval_shape` of an init) to PartitionSpecs of the same tree, unboxed."""
+
+    def spec(leaf):
+        if isinstance(leaf, nn.LogicallyPartitioned):
+            return _spec(leaf.names, PARAMETERS, "parameter")
+        return PartitionSpec()
+
+    return jax.tree.map(spec, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+
+
+def named(mesh: Mesh, specs):
+    """PartitionSpecs to NamedShardings of one mesh."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
+
+
+def batch_spec(leaf) -> PartitionSpec:
+    """Rows over replica and fsdp; everything else of a batch leaf is whole on its device."""
+    return PartitionSpec(ACTIVATIONS["rows"], *([None] * (leaf.ndim - 1)))
+
+
+def put_batch(batch, mesh: Mesh):
+    """Place this process's rows of a batch on the mesh as one global array a leaf."""
+
+    def put(leaf):
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, batch_spec(leaf)), np.asarray(leaf))
+
+    return jax.tree.map(put, batch)

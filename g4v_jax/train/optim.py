@@ -1,0 +1,99 @@
+"""Optimizers and schedules by name (optax), and which leaf gets which rule."""
+
+import dataclasses
+import re
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from g4v_jax.errors import UserError, nearest
+from g4v_jax.trees import flatten, unflatten
+
+STATISTIC = re.compile(r".*/latent_(mean|square)")  # moving averages, learned as gradients of a quadratic
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW for all leaves, or Muon for the matrices inside layers with AdamW for the rest (Jordan et al. 2024).
+
+    Warmup is linear; `linear` and `cosine` decay to `final` times the peak over the run.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    muon_learning_rate: float = 0.02
+    warmup_steps: int = 100
+    schedule: str = "cosine"
+    final: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    statistic_rate: float = 0.02  # of latent statistics: mean ← mean + rate·(batch mean - mean)
+
+    def __post_init__(self):
+        for field, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
+            value = getattr(self, field)
+            if value not in known:
+                raise UserError(f"optimizer.{field}: unknown {value!r}{nearest(value, known)}")
+
+    def rate(self, peak: float, steps: int) -> optax.Schedule:
+        """Learning rate by step for a run of `steps`."""
+        decay_steps = max(1, steps - self.warmup_steps)
+        after = {
+            "constant": optax.constant_schedule(peak),
+            "linear": optax.linear_schedule(peak, self.final * peak, decay_steps),
+            "cosine": optax.cosine_decay_schedule(peak, decay_steps, alpha=self.final),
+        }[self.schedule]
+        warmup = optax.linear_schedule(peak / max(1, self.warmup_steps), peak, max(1, self.warmup_steps))
+        return optax.join_schedules([warmup, after], [self.warmup_steps])
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The transformation for a run of `steps`; its state follows the trainable tree leaf by leaf."""
+        adam = dict(b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay, mask=_decayed)
+        rules = {
+            "adamw": optax.adamw(self.rate(self.learning_rate, steps), **adam),
+            "statistic": optax.sgd(self.statistic_rate),
+        }
+        if self.name == "muon":
+            rules["muon"] = muon(
+                self.rate(self.muon_learning_rate, steps),
+                weight_decay=self.weight_decay,
+                muon_weight_dimension_numbers=_map_paths(_matrix_axes),
+            )
+        learned = optax.partition(rules, _map_paths(self._rule))
+        clip = optax.masked(optax.clip_by_global_norm(self.clip_norm), _map_paths(lambda p, _: not STATISTIC.match(p)))
+        return optax.chain(clip, learned)
+
+    def _rule(self, path: str, leaf) -> str:
+        if STATISTIC.match(path):
+            return "statistic"
+        return "muon" if self.name == "muon" and _matrix_axes(path, leaf) else "adamw"
+
+
+def _map_paths(function):
+    """function(path, leaf) -> a function of a whole tree, as optax's masks and labels want it."""
+
+    def over(tree):
+        # optax hands masked-out leaves over as empty nodes: flatten keeps only real ones
+        return unflatten({path: function(path, leaf) for path, leaf in flatten(tree).items()})
+
+    return over
+
+
+def _decayed(tree):
+    """Weight decay for kernels only, not for norms, biases and tables."""
+    return _map_paths(lambda path, _: path.endswith("kernel"))(tree)
+
+
+def _matrix_axes(path: str, leaf) -> MuonDimensionNumbers | None:
+    """Muon's (reduction, output) axes of a kernel stacked over layers [L in... out...], or None for all else."""
+    if "/layers/" not in path or not path.endswith("/kernel"):
+        return None
+    axes = tuple(range(1, leaf.ndim))
+    inputs = 2 if path.endswith("/o/kernel") else 1
+    return MuonDimensionNumbers(reduction_axis=axes[:inputs], output_axis=axes[inputs:])

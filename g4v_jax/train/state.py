@@ -1,0 +1,103 @@
+"""The training state, and how it comes into being already sharded."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, PartitionSpec
+
+from g4v_jax import sharding, trees
+from g4v_jax.types import Array
+
+
+@struct.dataclass
+class TrainState:
+    """What a step changes. Frozen parameters are not here: they are the step's second argument."""
+
+    step: Array  # i32 []
+    trainable: dict
+    opt_state: optax.OptState
+    ema: dict  # moving average of some trainable leaves (a sub-tree of `trainable`)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """Shapes and shardings of a run's parameters, split into trainable and frozen, before any array exists."""
+
+    init: Callable[[jax.Array], dict]  # key -> boxed parameters, for jit only
+    mesh: Mesh
+    choose: Callable[[list[str]], tuple[set[str], set[str]]]  # paths -> (trainable, those of them with an EMA)
+    frozen_dtype: jnp.dtype
+
+    @cached_property
+    def boxed(self) -> dict:
+        """Parameters with their logical names, as shapes."""
+        with jax.set_mesh(self.mesh):
+            return jax.eval_shape(self.init, jax.random.key(0))
+
+    @cached_property
+    def shapes(self) -> dict:
+        """All parameters as ShapeDtypeStruct with sharding, float32."""
+        specs = sharding.named(self.mesh, sharding.parameter_specs(self.boxed))
+        unboxed = nn.meta.unbox(self.boxed)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), unboxed, specs)
+
+    @cached_property
+    def _chosen(self) -> tuple[set[str], set[str]]:
+        return self.choose(list(trees.flatten(nn.meta.unbox(self.boxed))))
+
+    @property
+    def trainable(self) -> set[str]:
+        """Paths that gradients reach."""
+        return self._chosen[0]
+
+    @property
+    def ema(self) -> set[str]:
+        """Paths with a moving average."""
+        return self._chosen[1]
+
+    @property
+    def frozen_shapes(self) -> dict:
+        """The frozen tree's shapes and shardings, in the dtype it is kept in."""
+        _, frozen = trees.split(self.shapes, self.trainable)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, self.frozen_dtype, sharding=x.sharding), frozen)
+
+    def state_shapes(self, optimizer: optax.GradientTransformation) -> TrainState:
+        """Shapes and shardings of the whole TrainState: optimizer state follows its parameter."""
+        trainable, _ = trees.split(self.shapes, self.trainable)
+        whole = jax.sharding.NamedSharding(self.mesh, PartitionSpec())
+        flat = trees.flatten(trainable)
+
+        def follow(path, leaf):
+            param = _parameter_of(path, flat)
+            same = param is not None and param.shape == leaf.shape
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding if same else whole)
+
+        opt_state = jax.tree_util.tree_map_with_path(follow, jax.eval_shape(optimizer.init, trainable))
+        step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+        return TrainState(step, trainable, opt_state, trees.split(trainable, self.ema)[0])
+
+    def create(self, key: jax.Array, optimizer: optax.GradientTransformation) -> TrainState:
+        """Initialise on the mesh: nothing is ever whole on one device."""
+
+        def make(key):
+            trainable, _ = trees.split(nn.meta.unbox(self.init(key)), self.trainable)
+            ema, _ = trees.split(trainable, self.ema)
+            ema = jax.tree.map(jnp.copy, ema)
+            return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), ema)
+
+        shardings = jax.tree.map(lambda x: x.sharding, self.state_shapes(optimizer))
+        with jax.set_mesh(self.mesh):
+            return jax.jit(make, out_shardings=shardings)(key)
+
+
+def _parameter_of(path: tuple, parameters: dict):
+    """The parameter whose path ends the path of an optimizer-state leaf, or None (counts and the like)."""
+    names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+    tails = ("/".join(map(str, names[i:])) for i in range(len(names)))
+    return next((parameters[tail] for tail in tails if tail in parameters), None)
