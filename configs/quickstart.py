@@ -1,40 +1,50 @@
-"""The whole model on the built-in world, from raw clips to a report, on a laptop's CPU.
+"""The whole model on the built-in world, from raw clips to a report, in minutes on a laptop's CPU.
 
     bash launch/quickstart.sh
 
-Two stages: `configs/quickstart.py:autoencoder` first, then `configs/quickstart.py` (the model, autoencoder frozen).
+Two stages: `configs/quickstart.py:autoencoder` first, then `configs/quickstart.py` (everything else, the autoencoder
+frozen). `:model,short` and `:autoencoder,short` are the same path in a few steps.
 """
 
 from ml_collections import ConfigDict
 
 from configs import sizes
 
-AUTOENCODER = "runs/quickstart/autoencoder"
 
-
-def get_config(stage: str = "model") -> ConfigDict:
-    """`stage`: "autoencoder" or "model"."""
+def get_config(argument: str = "model") -> ConfigDict:
+    """`argument`: the stage, "autoencoder" or "model", then ",short" for a few steps on a few clips."""
+    stage, _, size = argument.partition(",")
+    if stage not in ("autoencoder", "model") or size not in ("", "short"):
+        raise ValueError(f"argument {argument!r}; known: autoencoder, model, each also with ,short")
+    run, data = ("runs/short", "data/short") if size else ("runs/quickstart", "data/sprites")
     config = ConfigDict()
     config.seed = 0
-    config.source = "data/sprites"
+    config.source = data
     config.world = dict(clips=2400, hazards=500, dialogues=1200)
     config.tokenizer = dict(vocab_size=768)
     config.model = sizes.TINY
-    config.data = dict(records="data/sprites-records", mixture=dict(
+    config.data = dict(records=f"{data}-records", mixture=dict(
         caption=0.34, generate=0.34, dialogue=0.16, refuse_clip=0.05, refuse_request=0.06, blocked=0.05))
-    config.rows = dict(rows=8, tokens=256, clips=3, targets=3, hazards=8, query_tokens=4,
-                       clip_frames=5, target_frames=9, target_size=32)
+    config.rows = dict(rows=8, tokens=256, clips=4, targets=4, hazards=9, query_tokens=4,
+                       clip_frames=4, target_frames=9, target_size=32)
+    config.losses = dict(time_shift=3.0)
     config.trainable = ("(?!autoencoder/).*",)
     config.ema = ("denoiser/.*", "conditioner/.*", "queries")
-    config.init = dict(autoencoder=AUTOENCODER)
-    config.optimizer = dict(name="muon", learning_rate=2e-3, muon_learning_rate=0.02, warmup_steps=50)
+    config.init = dict(autoencoder=f"{run}/autoencoder")
+    config.optimizer = dict(name="muon", learning_rate=2e-3, muon_learning_rate=0.02, muon_steps=4, warmup_steps=50)
     config.step = dict(ema_decay=0.99)
     config.train = dict(steps=600, log_every=20, checkpoint_every=200)
-    config.sample = dict(steps=20, guidance=2.0)
+    config.sample = dict(steps=12, guidance=3.5)
+    config.evaluate = dict(captions=200, generations=200, hazards=64, safety=60)
     if stage == "autoencoder":
         config.objective = "reconstruction"
+        config.losses = dict(saturated_weight=5.0)
         config.trainable, config.ema, config.init = (".*",), (), {}
         config.data.mixture = dict(pixels=1.0)
-        config.rows.update(rows=2, tokens=8, clips=0, targets=8, hazards=0)
-        config.train.steps = 500
+        config.rows.update(rows=4, tokens=16, clips=0, targets=16, hazards=0)
+        config.train.steps = 400
+    if size:
+        config.world = dict(clips=96, hazards=32, dialogues=96)
+        config.train.update(steps=12, log_every=4, checkpoint_every=8)
+        config.evaluate = dict(captions=16, generations=16, hazards=8, safety=8)
     return config

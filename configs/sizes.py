@@ -1,11 +1,28 @@
 """Sizes of towers, by name. Numbers only."""
 
-TINY = {
-    "vision": dict(patch_size=8, image_size=32, dim=96, mlp_dim=288, num_layers=2, num_heads=4, stem="conv",
+TINY = {  # from nothing on two CPU cores; unrolled, because a CPU runs loops slowly
+    "vision": dict(image_size=32, patch_size=8, dim=64, mlp_dim=192, num_layers=2, num_heads=2, stem="conv", position_std=0.5, unroll=2,
                    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-    "summarizer": dict(dim=96, mlp_dim=288, num_layers=2, num_heads=4, num_queries=4),
-    "llm": dict(dim=128, mlp_dim=384, num_layers=3, num_heads=4, num_kv_heads=4, head_dim=32),
+    "summarizer": dict(dim=96, mlp_dim=288, num_layers=2, num_heads=4, num_queries=4, unroll=2),
+    "llm": dict(dim=128, mlp_dim=384, num_layers=2, num_heads=4, head_dim=32, unroll=2),
     "conditioner": dict(dim=128),
-    "autoencoder": dict(latent_channels=16, patch=4, widths=(32, 96)),
-    "denoiser": dict(dim=192, mlp_dim=576, num_layers=4, num_heads=6, patch=(1, 2, 2), prediction="x0"),
+    "caption_window": 8,
+    "autoencoder": dict(latent_channels=48, patch=8, dim=128, num_blocks=1),
+    "denoiser": dict(dim=128, mlp_dim=384, num_layers=4, num_heads=4, patch=(1, 1, 1), absolute=True,
+                     unroll=4),
 }
+
+VIT_L14 = dict(image_size=224, patch_size=14, dim=1024, mlp_dim=4096, num_layers=24, num_heads=16)
+
+SIGLIP_SO400M = dict(image_size=384, patch_size=14, dim=1152, mlp_dim=4304, num_layers=27, num_heads=16,
+                     class_token=False, pre_norm=False, activation="gelu_tanh", norm_eps=1e-6,
+                     mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+ABSTRACTOR = dict(dim=1024, mlp_dim=4096, num_layers=6, num_heads=16, num_queries=64)  # GPT4Video's, 65 tokens a clip
+
+LLAMA_7B = dict(dim=4096, mlp_dim=11008, num_layers=32, num_heads=32, head_dim=128, norm_eps=1e-6, tied=False)
+
+QWEN3_8B = dict(dim=4096, mlp_dim=12288, num_layers=36, num_heads=32, num_kv_heads=8, head_dim=128,
+                rope_base=1e6, norm_eps=1e-6, qk_norm="head", tied=False)
+
+WAN_1B = dict(dim=1536, mlp_dim=8960, num_layers=30, num_heads=12, patch=(1, 2, 2))  # Wan2.1-T2V-1.3B

@@ -35,6 +35,7 @@ from g4v_jax.train.optim import Optimizer
 from g4v_jax.train.state import Blueprint
 from g4v_jax.train.step import StepSpec
 
+TOWERS = {"vision", "summarizer", "llm", "conditioner", "autoencoder", "denoiser"}
 OBJECTIVES = {"joint": (Joint, JointSpec), "reconstruction": (Reconstruction, ReconstructionSpec)}
 
 
@@ -104,9 +105,9 @@ class Build:
     def model(self) -> GPT4Video:
         """The towers; sizes that must agree are set in one of them and follow in the others."""
         towers, rows = dict(self.sections.model), self.sections.rows
-        unknown = towers.keys() - {"vision", "summarizer", "llm", "conditioner", "autoencoder", "denoiser"}
-        for name in unknown:
-            raise UserError(f"config: model has no tower {name!r}{nearest(name, GPT4Video.__dataclass_fields__)}")
+        window = towers.pop("caption_window", 0)
+        for name in towers.keys() - TOWERS:
+            raise UserError(f"config: model has no tower {name!r}{nearest(name, TOWERS)}")
 
         def tower(kind, name, **derived):
             return configs.read(kind, towers.get(name, {}), f"model.{name}", **derived)
@@ -117,9 +118,11 @@ class Build:
             vision=tower(Vision, "vision"),
             summarizer=tower(Summarizer, "summarizer", llm_dim=llm.dim),
             llm=llm,
-            conditioner=tower(Conditioner, "conditioner", num_queries=rows["query_tokens"]),
+            conditioner=tower(Conditioner, "conditioner", length=window + rows["query_tokens"]),
             autoencoder=autoencoder,
             denoiser=tower(Denoiser, "denoiser", latent_channels=autoencoder.latent_channels),
+            num_queries=rows["query_tokens"],
+            caption_window=window,
             dtype=compute_dtype(self.precision.compute),
         )
 

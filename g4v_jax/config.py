@@ -6,6 +6,7 @@ they configure, so a default lives in the field it belongs to, and a key that no
 
 import dataclasses
 import json
+import sys
 import types
 import typing
 from pathlib import Path
@@ -37,6 +38,8 @@ def parse(command: str, arguments: list[str], define) -> tuple[flags.FlagValues,
 
 def define_config(values: flags.FlagValues, default: str | None) -> None:
     """Add --config=FILE.py[:argument] and one flag a field, --config.path.to.field=value."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a config may import its siblings: `from configs import sizes`
     config_flags.DEFINE_config_file("config", default, "Path of a config file, FILE.py[:argument].", values)
 
 

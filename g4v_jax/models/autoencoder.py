@@ -58,7 +58,7 @@ class Residual(nn.Module):
         h = nn.Conv(dim, (3, 3), use_bias=False, kernel_init=init, name="space")(h.reshape(-1, *h.shape[2:]))
         h = jax.nn.silu(RMSNorm(name="time_norm")(h.reshape(x.shape)))
         h = jnp.concatenate([_past(h, 2), _past(h, 1), h], axis=-1)
-        return x + Linear((dim,), ("channels", "embed"), init=zeros, name="time")(h)
+        return x + Linear((dim,), ("channels", "embed"), kernel_init=zeros, name="time")(h)
 
 
 class Encoder(nn.Module):
@@ -79,8 +79,8 @@ class Encoder(nn.Module):
         for i in range(self.num_blocks):
             x = Residual(name=f"block_{i}")(x)
         x = RMSNorm(name="norm")(x)
-        refined = Linear((2 * self.latent_channels,), ("embed", "channels"), use_bias=True, init=zeros, name="out")(x)
-        return refined + jnp.concatenate([mean, jnp.zeros_like(mean)], axis=-1)
+        out = Linear((2 * self.latent_channels,), ("embed", "channels"), use_bias=True, kernel_init=zeros, name="out")
+        return out(x) + jnp.concatenate([mean, jnp.zeros_like(mean)], axis=-1)
 
 
 class Decoder(nn.Module):
@@ -98,7 +98,7 @@ class Decoder(nn.Module):
         for i in range(self.num_blocks):
             x = Residual(name=f"block_{i}")(x)
         x = RMSNorm(name="norm")(x)
-        video = video + Linear((pixels,), ("embed", "channels"), init=zeros, name="out")(x)
+        video = video + Linear((pixels,), ("embed", "channels"), kernel_init=zeros, name="out")(x)
         video = rearrange(video, " -> ".join(BLOCKS.split(" -> ")[::-1]), s=TIME_STRIDE, p=self.patch, q=self.patch, c=3)
         return video[:, TIME_STRIDE - 1 :]
 

@@ -9,14 +9,14 @@ from g4v_jax.nn.norms import RMSNorm
 
 
 class Conditioner(nn.Module):
-    """States [X N D_llm] -> context [X N D_context], or one of two learned contexts in its place.
+    """States [X M D_llm] -> context [X M D_context], or one of two learned contexts in its place.
 
     `null` stands for "no condition" (classifier-free guidance, Ho & Salimans 2022), `blocked` for a hazardous one:
     the denoiser learns to render the blocked card from it.
     """
 
     dim: int
-    num_queries: int
+    length: int  # M: states a generation
 
     @nn.compact
     def __call__(self, states: jax.Array, drop: jax.Array, block: jax.Array) -> jax.Array:
@@ -27,7 +27,7 @@ class Conditioner(nn.Module):
 
         def learned(name):
             init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("channels", "embed"))
-            return self.param(name, init, (self.num_queries, self.dim), jnp.float32).astype(x.dtype)
+            return self.param(name, init, (self.length, self.dim), jnp.float32).astype(x.dtype)
 
         x = jnp.where(drop[:, None, None], learned("null"), x)
         return jnp.where(block[:, None, None], learned("blocked"), x)

@@ -16,6 +16,7 @@ from g4v_jax.nn.linear import Linear, zeros
 from g4v_jax.nn.mlp import MLP
 from g4v_jax.nn.norms import LayerNorm
 from g4v_jax.nn.stack import scan
+from g4v_jax.sharding import constrain
 
 TIME_SCALE = 1000.0  # times in [0, 1] are embedded as Wan's 0..1000
 TIME_FEATURES = 256
@@ -78,6 +79,7 @@ class Denoiser(nn.Module):
     absolute: bool = False  # also tell each patch where it is: a small model is slow to find that out from rotations
     norm_eps: float = 1e-6
     remat: str = "none"
+    unroll: int = 1
 
     @nn.compact
     def __call__(self, latents: jax.Array, times: jax.Array, context: jax.Array) -> jax.Array:
@@ -93,18 +95,19 @@ class Denoiser(nn.Module):
         time = Linear((self.dim,), ("channels", "embed"), use_bias=True, name="time_in")(waves)
         time = Linear((self.dim,), ("embed", None), use_bias=True, name="time_out")(jax.nn.silu(time))
         modulation = Linear((6, self.dim), ("embed", None, None), use_bias=True, name="time_modulation")
-        context = Linear((self.dim,), ("embed", None), use_bias=True, name="context_in")(context)
-        context = Linear((self.dim,), ("embed", None), use_bias=True, name="context_out")(jax.nn.gelu(context))
+        context = Linear((self.dim,), ("embed", "mlp"), use_bias=True, name="context_in")(context)
+        context = constrain(jax.nn.gelu(context), "rows", "patches", "mlp")
+        context = Linear((self.dim,), ("mlp", "embed"), use_bias=True, name="context_out")(context)
 
         head_dim = self.dim // self.num_heads
         fields = dict(num_heads=self.num_heads, head_dim=head_dim, mlp_dim=self.mlp_dim, norm_eps=self.norm_eps)
-        blocks = scan(Block, self.num_layers, self.remat, 3, **fields, name="layers")
+        blocks = scan(Block, self.num_layers, self.remat, self.unroll, 3, **fields, name="layers")
         x, _ = blocks(x, None, context, modulation(jax.nn.silu(time)), rope.grid_angles(grid, head_dim))
 
         shift_scale = time[:, None] + _table(self, "head_modulation", 2, self.dim)
         x = _modulate(LayerNorm(self.norm_eps, affine=False)(x), shift_scale[:, 0], shift_scale[:, 1])
         width = math.prod(self.patch) * self.latent_channels
-        x = Linear((width,), ("embed", "channels"), use_bias=True, init=zeros, name="head")(x)
+        x = Linear((width,), ("embed", "channels"), use_bias=True, kernel_init=zeros, name="head")(x)
         return self._unpatchify(x, grid)
 
     def _patchify(self, x: jax.Array) -> tuple[jax.Array, tuple[int, int, int]]:

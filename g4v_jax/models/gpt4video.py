@@ -34,7 +34,12 @@ def merge(x: jax.Array) -> jax.Array:
 
 
 class GPT4Video(nn.Module):
-    """The towers and how they meet. `num_queries`: N, hidden states read per generation."""
+    """The towers and how they meet.
+
+    The denoiser attends to the states of a generation's N queries and of the `caption_window` tokens before them,
+    which hold the caption that the model has just written: a direct way for its words, which a model trained from
+    nothing learns far sooner than to gather them in its queries. 0 leaves the queries alone.
+    """
 
     vision: Vision
     summarizer: Summarizer
@@ -42,11 +47,13 @@ class GPT4Video(nn.Module):
     conditioner: Conditioner
     autoencoder: Autoencoder
     denoiser: Denoiser
+    num_queries: int = 4
+    caption_window: int = 0
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("channels", "embed"))
-        self.queries = self.param("queries", init, (self.conditioner.num_queries, self.llm.dim), jnp.float32)
+        self.queries = self.param("queries", init, (self.num_queries, self.llm.dim), jnp.float32)
         self.hazard = Linear((1,), ("embed", None), use_bias=True)
 
     def __call__(self, batch: Batch, draws: Draws) -> Outputs:
@@ -56,6 +63,8 @@ class GPT4Video(nn.Module):
         blocked = merge(batch.gen_blocked & draws.gate)
         context = self.conditioner(merge(states), merge(draws.drop), blocked)
         velocity, target = self._denoise(batch.gen_targets, draws, context)
+        if self.is_initializing():  # training never decodes, but a run's weights hold the decoder for rendering
+            self.autoencoder.decode_normalised(merge(draws.noise))
         return Outputs(self.llm.logits(hidden), self.hazard_logits(hidden, batch.hazard_position), velocity, target)
 
     def watch(self, clips: jax.Array, times: jax.Array) -> jax.Array:
@@ -75,10 +84,23 @@ class GPT4Video(nn.Module):
         return self.llm.hidden(self.embed(batch), batch.positions, batch.segments)
 
     def query_states(self, hidden: jax.Array, batch: Batch) -> jax.Array:
-        """States at each slot's queries [B G N D]; of an empty slot, states of some other position."""
-        slots, queries = batch.gen_mask.shape[1], self.conditioner.num_queries
-        states = take(hidden, query_positions(batch.query_index, slots * queries))
-        return states.reshape(hidden.shape[0], slots, queries, hidden.shape[-1])
+        """States of each slot's caption window and queries [B G M D], M = caption_window + N.
+
+        Tokens of the window that belong to another example are zero; an empty slot has states of no meaning.
+        """
+        slots = batch.gen_mask.shape[1]
+        positions = query_positions(batch.query_index, slots * self.num_queries)
+        first = positions[:, :: self.num_queries]
+        window = first[..., None] + jnp.arange(-self.caption_window, self.num_queries)
+        window = window.reshape(hidden.shape[0], -1)
+        states = take(hidden, window)  # a position before the row takes zeros
+
+        def owner(at):
+            return jnp.take_along_axis(batch.segments, jnp.maximum(at, 0), axis=1)
+
+        own = owner(window).reshape(*first.shape, -1) == owner(first)[..., None]
+        states = states.reshape(*first.shape, -1, hidden.shape[-1])
+        return states * own[..., None].astype(states.dtype)
 
     def hazard_logits(self, hidden: jax.Array, positions: jax.Array) -> jax.Array:
         """positions i32 [B E] -> f32 [B E]: log odds that the turn which ends there asks for, or shows, a hazard."""

@@ -56,6 +56,7 @@ class LLM(nn.Module):
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
     remat: str = "none"
+    unroll: int = 1
 
     def setup(self):
         unknown = set(self.lora) - {*ATTENTION_LORA, "mlp"}
@@ -83,7 +84,7 @@ class LLM(nn.Module):
         )
         self.embedding = Embedding(self.vocab_size, self.dim)
         self.layers = scan(
-            Block, self.num_layers, self.remat, 3, attention=attention, mlp=mlp, norm_eps=self.norm_eps
+            Block, self.num_layers, self.remat, self.unroll, 3, attention=attention, mlp=mlp, norm_eps=self.norm_eps
         )
         self.norm = RMSNorm(self.norm_eps)
         if not self.tied:

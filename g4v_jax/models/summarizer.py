@@ -48,6 +48,7 @@ class Summarizer(nn.Module):
     llm_dim: int
     time_encoding: bool = True
     remat: str = "none"
+    unroll: int = 1
 
     @property
     def tokens(self) -> int:
@@ -71,7 +72,7 @@ class Summarizer(nn.Module):
         queries = table("queries", (2 * self.num_queries, self.dim), ("channels", "embed"))
         queries = jnp.broadcast_to(queries, (x.shape[0], *queries.shape))
         fields = dict(num_heads=self.num_heads, head_dim=self.dim // self.num_heads, mlp_dim=self.mlp_dim)
-        queries, _ = scan(Block, self.num_layers, self.remat, 1, **fields, name="layers")(queries, None, x)
+        queries, _ = scan(Block, self.num_layers, self.remat, self.unroll, 1, **fields, name="layers")(queries, None, x)
         queries = LayerNorm(name="norm")(queries)
         spatial, temporal = jnp.split(queries, 2, axis=1)
         tokens = Linear((self.llm_dim,), ("embed", None), name="spatial")(spatial)

@@ -47,9 +47,11 @@ class Vision(nn.Module):
     pre_norm: bool = True
     activation: str = "quick_gelu"
     norm_eps: float = 1e-5
+    position_std: float = 0.02  # of the position table at the start; from nothing, places are learned sooner from more
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     remat: str = "none"
+    unroll: int = 1
 
     @property
     def patches(self) -> int:
@@ -66,7 +68,7 @@ class Vision(nn.Module):
             init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed",))
             token = self.param("class", init, (self.dim,), jnp.float32).astype(dtype)
             x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.dim)), x], axis=1)
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("channels", "embed"))
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.position_std), ("channels", "embed"))
         x = x + self.param("positions", init, x.shape[1:], jnp.float32).astype(dtype)
         if self.pre_norm:
             x = LayerNorm(self.norm_eps, name="pre_norm")(x)
@@ -77,7 +79,7 @@ class Vision(nn.Module):
             activation=self.activation,
             norm_eps=self.norm_eps,
         )
-        x, _ = scan(Block, self.num_layers, self.remat, 0, **fields, name="layers")(x, None)
+        x, _ = scan(Block, self.num_layers, self.remat, self.unroll, 0, **fields, name="layers")(x, None)
         return x
 
     def _stem(self, x: jax.Array) -> jax.Array:

@@ -87,12 +87,15 @@ class Attention(nn.Module):
         source = x if context is None else context
         kv_heads = self.num_kv_heads or self.num_heads
 
-        def project(name, value, heads, axis):
-            return self._linear(name, (heads, self.head_dim), ("embed", axis, "head_dim"))(value)
+        source_axis = self.length_axis if context is None else "keys"
 
-        q = project("q", x, self.num_heads, "heads")
-        k = project("k", source, kv_heads, "kv_heads")
-        v = project("v", source, kv_heads, "kv_heads")
+        def project(name, value, length, heads, axis):
+            y = self._linear(name, (heads, self.head_dim), ("embed", axis, "head_dim"))(value)
+            return constrain(y, "rows", length, axis, "head_dim")  # before keys are gathered, for the backward pass
+
+        q = project("q", x, self.length_axis, self.num_heads, "heads")
+        k = project("k", source, source_axis, kv_heads, "kv_heads")
+        v = project("v", source, source_axis, kv_heads, "kv_heads")
         if self.qk_norm:
             q, k = self._normalise("q_norm", q), self._normalise("k_norm", k)
         if theta is not None:
@@ -101,11 +104,10 @@ class Attention(nn.Module):
             write = jax.vmap(lambda buffer, new, i: jax.lax.dynamic_update_slice(buffer, new, (i, 0, 0)))
             cache = Cache(write(cache.keys, k, index), write(cache.values, v, index))
             k, v = cache.keys, cache.values
-        q = constrain(q, "rows", self.length_axis, "heads", "head_dim")
         k = constrain(k, "rows", "keys", "kv_heads", "head_dim")
         v = constrain(v, "rows", "keys", "kv_heads", "head_dim")
         out = constrain(attend(q, k, v, mask), "rows", self.length_axis, "heads", "head_dim")
-        extra = {"init": self.out_init} if self.out_init else {}
+        extra = {"kernel_init": self.out_init} if self.out_init else {}
         return self._linear("o", (x.shape[-1],), ("heads", "head_dim", "embed"), **extra)(out), cache
 
     def _linear(self, name, outputs, axes, **extra) -> Linear:

@@ -40,7 +40,7 @@ class Linear(nn.Module):
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
-    init: object = fan_in()
+    kernel_init: object = fan_in()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -53,7 +53,7 @@ class Linear(nn.Module):
         def contract(x, kernel, dims):
             return jax.lax.dot_general(x, kernel, ((range(x.ndim - dims, x.ndim), range(dims)), ((), ())))
 
-        y = contract(x, param("kernel", self.init(inputs), in_shape + self.outputs, self.axes), inputs)
+        y = contract(x, param("kernel", self.kernel_init(inputs), in_shape + self.outputs, self.axes), inputs)
         if self.use_bias:
             y = y + param("bias", nn.initializers.zeros_init(), self.outputs, out_axes)
         if self.lora_rank:

@@ -14,7 +14,7 @@ def choose_threshold(scores: np.ndarray, labels: np.ndarray, false_refusals: flo
     if labels.all() or not labels.any():
         raise ValueError("choosing a threshold needs safe and hazardous turns")
     edges = np.unique(np.concatenate([[0.0], scores, [1.0]]))
-    best = (-1.0, 0.0, 0.5)
+    best = (-1.0, 0.0, 1.0)  # no probability is above 1: where no cut keeps the budget, nothing is blocked
     for low, high in zip(edges, edges[1:]):
         cut = 0.5 * (low + high)
         blocked = scores > cut

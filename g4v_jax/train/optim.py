@@ -25,6 +25,7 @@ class Optimizer:
     name: str = "adamw"
     learning_rate: float = 1e-3
     muon_learning_rate: float = 0.02
+    muon_steps: int = 5  # Newton-Schulz iterations
     warmup_steps: int = 100
     schedule: str = "cosine"
     final: float = 0.0
@@ -62,6 +63,7 @@ class Optimizer:
         if self.name == "muon":
             rules["muon"] = muon(
                 self.rate(self.muon_learning_rate, steps),
+                ns_steps=self.muon_steps,
                 weight_decay=self.weight_decay,
                 muon_weight_dimension_numbers=_map_paths(_matrix_axes),
             )

@@ -16,9 +16,9 @@ from g4v_jax.data.world.attributes import HUES, SCALES, SHAPES, STEPS, Scene
 STENCIL = 256  # points along each side of a stencil
 FINE = 4  # samples per pixel and axis
 
-TILT = 5.0  # largest rotation, degrees
+TILT = 3.0  # largest rotation, degrees
 TRAVEL = (0.30, 0.38)  # path length of a moving sprite / frame extent along the motion
-SCATTER = 0.04  # largest offset of the path's centre / frame extent
+SCATTER = 0.02  # largest offset of the path's centre / frame extent
 
 Array = np.ndarray
 

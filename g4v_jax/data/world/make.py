@@ -21,10 +21,10 @@ from g4v_jax.data.world.draw import render
 from g4v_jax.data.world.phrases import canonical, paraphrases
 from g4v_jax.errors import UserError
 
-FORMAT = 1  # raise it when the same arguments no longer give the same world
+FORMAT = 2  # raise it when the same arguments no longer give the same world
 PARAPHRASES = 8  # for each clip
 
-SIZES = ((64, 64), (96, 96), (96, 72), (72, 96), (128, 96))  # width, height
+SIZES = ((64, 64), (80, 80), (96, 96), (112, 112), (128, 128))  # width, height
 RATES = (8, 12, 16, 24)  # frames a second
 SECONDS = (2.0, 4.0)
 
