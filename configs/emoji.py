@@ -21,8 +21,9 @@ def get_config(stage: str = "model") -> ConfigDict:
     config.tokenizer.vocab_size = 1536
     config.train.update(steps=600 if stage == "autoencoder" else 1500, checkpoint_every=500)
     config.sample.update(steps=20)
-    config.losses.pop("saturated_weight", None)
-    if stage == "model":
+    if stage == "autoencoder":
+        config.losses = {}
+    else:
         config.data.mixture = dict(caption=0.5, generate=0.5)
         config.init = dict(autoencoder="runs/emoji/autoencoder")
         config.evaluate = dict(captions=200, generations=64)

@@ -36,5 +36,5 @@ def get_config() -> ConfigDict:
     config.losses = dict(time_shift=3.0)
     config.step = dict(micro_batches=1)
     config.train = dict(steps=20_000, checkpoint_every=1000)
-    config.mesh = dict(fsdp=-1)
+    config.mesh = dict(replica=1, fsdp=-1, context=1, tensor=1)
     return config

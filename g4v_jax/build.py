@@ -106,6 +106,8 @@ class Build:
         """The towers; sizes that must agree are set in one of them and follow in the others."""
         towers, rows = dict(self.sections.model), self.sections.rows
         window = towers.pop("caption_window", 0)
+        if not isinstance(window, int) or window < 0:
+            raise UserError(f"config: model.caption_window is {window!r}; expected a whole number of tokens")
         for name in towers.keys() - TOWERS:
             raise UserError(f"config: model has no tower {name!r}{nearest(name, TOWERS)}")
 

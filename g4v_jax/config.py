@@ -29,6 +29,8 @@ def parse(command: str, arguments: list[str], define) -> tuple[flags.FlagValues,
     define(values)
     try:
         positional = values([command, *arguments])[1:]
+        if "config" in values:
+            values.config.keys()  # a file that does not load raises when something is asked of it
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"g4v {command}: {_plain(error)}") from error
     except (OSError, SyntaxError, ImportError) as error:
@@ -36,16 +38,20 @@ def parse(command: str, arguments: list[str], define) -> tuple[flags.FlagValues,
     return values, positional
 
 
-def define_config(values: flags.FlagValues, default: str | None) -> None:
-    """Add --config=FILE.py[:argument] and one flag a field, --config.path.to.field=value."""
+def define_config(values: flags.FlagValues, default: str | None, arguments: list[str]) -> None:
+    """Add --config=FILE.py[:argument] and a flag for each field that `arguments` set, --config.path.to.field=value."""
     if "" not in sys.path:
         sys.path.insert(0, "")  # a config may import its siblings: `from configs import sizes`
-    config_flags.DEFINE_config_file("config", default, "Path of a config file, FILE.py[:argument].", values)
+    about = "Path of a config file, FILE.py[:argument]."
+    config_flags.DEFINE_config_file("config", default, about, values, sys_argv=["g4v", *arguments])
 
 
 def _plain(error: Exception) -> str:
+    """One line: of a traceback told inside a message the last, and of a message quoted inside another its text."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split())
+    if "Traceback (most recent call last)" in text:
+        text = text.strip().splitlines()[-1]
+    return " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
 
 
 def read(kind: type, section: ConfigDict | dict, path: str, **derived):

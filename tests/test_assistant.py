@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from g4v_jax import rng
+from g4v_jax import rng, trees
 from g4v_jax.data.pack import single
 from g4v_jax.data.text import END, VIDEO, VIDEO_END, Render, Turn, dialogue
 from g4v_jax.infer.assistant import Assistant, Reply, SampleSpec, to_render
@@ -22,9 +22,11 @@ MODEL = BUILD.model.clone(llm=BUILD.model.llm.clone(tied=False))  # tied, random
 
 @cache
 def params() -> dict:
-    """Random weights, with a head of the language model's own."""
+    """Random weights with a head for the language model, and attention so strong that all that was said matters."""
     head = np.random.default_rng(1).normal(size=(32, 264)).astype(np.float32)
-    return tiny.params() | {"llm": tiny.params()["llm"] | {"head": {"kernel": head}}}
+    flat = trees.flatten(tiny.params()) | {"llm/head/kernel": head}
+    flat["llm/layers/attention/o/kernel"] = 8 * flat["llm/layers/attention/o/kernel"]
+    return trees.unflatten(flat)
 
 
 def make(kind=Assistant, threshold: float = 0.5) -> Assistant:
@@ -165,7 +167,7 @@ def rendered(requests):
 
 def flow_by_hand(requests, blocked: bool) -> np.ndarray:
     """The clips of requests, one Euler step at a time, with the null context for guidance."""
-    weights, model = params(), MODEL
+    weights = params()
     shape = dataclasses.replace(BUILD.shape, rows=1, tokens=64)
 
     @tiny.jit
@@ -174,11 +176,11 @@ def flow_by_hand(requests, blocked: bool) -> np.ndarray:
             states = m.query_states(m.read(batch), batch)[:, 0]
             return m.conditioner(states, np.zeros(1, bool), np.zeros(1, bool))
 
-        return model.apply({"params": params}, method=call)
+        return MODEL.apply({"params": params}, method=call)
 
-    velocity = tiny.jit(lambda params, *x: model.apply({"params": params}, *x, method="denoise"))
+    velocity = tiny.jit(lambda params, *x: MODEL.apply({"params": params}, *x, method="denoise"))
     decode = tiny.jit(
-        lambda params, z: model.apply({"params": params}, method=lambda m: m.autoencoder.decode_normalised(z))
+        lambda params, z: MODEL.apply({"params": params}, method=lambda m: m.autoencoder.decode_normalised(z))
     )
     times = [SPEC.time_shift * t / (1 + (SPEC.time_shift - 1) * t) for t in np.linspace(1, 0, SPEC.steps + 1)]
     keys = rng.row_keys(jax.random.fold_in(rng.stream(SPEC.seed, "sample"), 0), SPEC.rows)
@@ -187,7 +189,7 @@ def flow_by_hand(requests, blocked: bool) -> np.ndarray:
         context, null = weights["conditioner"]["blocked"][None], weights["conditioner"]["null"][None]
         if not blocked:
             context = own(weights, single([dialogue(turns, tiny.tokenizer(), shape, open=True)], shape))
-        x = np.asarray(jax.random.normal(key, model.autoencoder.latent_shape(5, 16)))[None]
+        x = np.asarray(jax.random.normal(key, MODEL.autoencoder.latent_shape(5, 16)))[None]
         for now, after in zip(times, times[1:]):
             t = np.array([now], np.float32)
             with_it, without = velocity(weights, x, t, context), velocity(weights, x, t, null)

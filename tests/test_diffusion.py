@@ -76,6 +76,9 @@ def test_a_rows_draws_do_not_depend_on_the_other_rows():
     assert few.noise.shape == (4, *LATENTS) and few.times.shape == few.drop.shape == few.gate.shape == (4, 2)
     assert len(np.unique(many.times)) == 16 and len(np.unique(many.noise)) == many.noise.size
     assert (draws(4, seed=1).noise != few.noise).all()
+    keys = rng.row_keys(jax.random.key(0), 8)[np.array([5, 2])]
+    moved = flow.draw(keys, LATENTS, 1.0, 0.1, 0.5)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[np.array([5, 2])]), jax.device_get(moved), many)
 
 
 @pytest.fixture(scope="module", params=[1.0, 3.0])

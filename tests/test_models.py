@@ -229,7 +229,7 @@ def test_lora_goes_where_it_is_asked_to():
 
 
 def test_the_conditioner_chooses_a_context_for_each_slot():
-    module = Conditioner(dim=3, num_queries=2)
+    module = Conditioner(dim=3, length=2)
     states = normal(4, 2, 5)
     drop, block = np.array([False, True, False, True]), np.array([False, False, True, True])
     params = random_params(module, states, drop, block) | {"null": normal(2, 3, seed=1), "blocked": normal(2, 3, seed=2)}
@@ -380,7 +380,7 @@ def whole(model):
     build = tiny.build()
     shape = build.shape
     batch = tiny.batch(0, shape)
-    draws = build.objective.draw(jax.random.split(jax.random.key(1), shape.rows))
+    draws = build.objective.draw(jax.random.split(jax.random.key(2), shape.rows))
 
     def everything(m, batch, draws):
         rows = m.embed(batch)
@@ -409,13 +409,18 @@ def test_a_row_holds_words_and_its_own_clips_and_queries(whole):
 
 
 def test_states_are_read_where_the_batch_says(whole):
+    """The queries of a slot and the tokens before them, as far as they are of the same example."""
     batch, _, out, parts = whole
-    hazard, found = tiny.params()["hazard"], 0
-    for b, s in np.argwhere(batch.query_index >= 0):
-        g, n = divmod(batch.query_index[b, s], 2)
-        np.testing.assert_array_equal(parts["states"][b, g, n], parts["hidden"][b, s])
-        found += 1
-    assert found == 2 * batch.gen_mask.sum() > 8
+    hazard, window, inside, outside = tiny.params()["hazard"], tiny.build().model.caption_window, 0, 0
+    for b, g in np.argwhere(batch.gen_mask):
+        (first,) = np.flatnonzero(batch.query_index[b] == 2 * g)
+        assert parts["states"][b, g].shape == (window + 2, 32)
+        for m, state in enumerate(parts["states"][b, g]):
+            position = first - window + m
+            own = position >= 0 and batch.segments[b, position] == batch.segments[b, first]
+            np.testing.assert_array_equal(state, parts["hidden"][b, position] if own else np.zeros(32))
+            inside, outside = inside + own, outside + (not own and position >= 0)
+    assert inside > 50 and outside > 5
     for b, e in np.argwhere(batch.hazard_label >= 0):
         state = np.float64(parts["hidden"][b, batch.hazard_position[b, e]])
         expected = state @ hazard["kernel"][:, 0] + hazard["bias"][0]
@@ -440,4 +445,4 @@ def test_the_velocity_is_that_of_each_slots_own_condition(model, whole):
         velocity = denoise((1 - t) * x0 + t * noise, t, context)
         np.testing.assert_allclose(out.velocity[b, g], velocity[0], atol=2e-5)
         np.testing.assert_allclose(out.velocity_target[b, g], (noise - x0)[0], atol=1e-5)
-    assert {("blocked", True), ("own", True), ("own", False)} <= seen
+    assert seen == {("blocked", True), ("own", True), ("null", True), ("own", False), ("null", False)}

@@ -9,7 +9,7 @@ import pytest
 from g4v_jax.data.world.attributes import COLOURS, MOTIONS, SHAPES, SIZES, VALUES, Scene
 from g4v_jax.data.world.draw import blocked_card, render
 from g4v_jax.data.world.make import SIZES as FRAME_SIZES
-from g4v_jax.data.world.make import encode
+from g4v_jax.data.video import write
 from g4v_jax.evals.reader import is_blocked_card, read
 
 NOTHING = dict.fromkeys(VALUES)
@@ -29,7 +29,7 @@ def _squash(video, side=32, frames=9):
 
 
 def _compressed(video, path):
-    encode(path, video, 8)
+    write(path, video, 8)
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 

@@ -62,6 +62,7 @@ def config(**changes) -> ConfigDict:
                     "lora_rank": 2,
                 },
                 "conditioner": {"dim": 16},
+                "caption_window": 12,  # reaches over the start of most examples
                 "autoencoder": {"latent_channels": 8, "patch": 4, "dim": 16},
                 "denoiser": {"dim": 48, "mlp_dim": 32, "num_layers": 1, "num_heads": 8},
             },

@@ -16,7 +16,7 @@ def parse(command: str, arguments: list[str], extra=None, config: bool = True, w
 
     def define(values: flags.FlagValues) -> None:
         if config:
-            configs.define_config(values, DEFAULT_CONFIG)
+            configs.define_config(values, DEFAULT_CONFIG, arguments)
         if workdir:
             flags.DEFINE_string("workdir", DEFAULT_WORKDIR, "Folder of the run.", flag_values=values)
         if json:

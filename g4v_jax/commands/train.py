@@ -67,3 +67,5 @@ def _run(build, workdir: Path, stop_after: int | None) -> None:
         cosines=jax.jit(make_gradient_cosines(build.objective, seed)) if spec.cosine_every else None,
         stop_after=stop_after,
     )
+    if batches.counts:
+        print("data: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(batches.counts.items())))

@@ -44,6 +44,7 @@ class Pipeline:
     bins: int = 16  # rows packed at a time, see `pack.pack`
     cache_mib: int = 1024  # of decoded frames kept in memory
     prefetch: int = 2  # batches made ahead
+    shift: int = 0  # pixels, see `tasks.Setting`
 
     def open(
         self, tokenizer: Tokenizer, shape: RowShape, process_index: int = 0, process_count: int = 1
@@ -58,7 +59,7 @@ class Pipeline:
             raise UserError(f"data: {shape.rows} rows do not divide over {process_count} processes")
         shape = replace(shape, rows=shape.rows // process_count)
         cache = FrameCache(self.cache_mib * 2**20, records.footage)
-        setting = Setting(tokenizer, shape, self.split, cache.footage)
+        setting = Setting(tokenizer, shape, self.split, cache.footage, self.shift)
         weights, present = self._weights(), records.splits(self.records)
         streams = []
         for name in weights:

@@ -30,11 +30,18 @@ class Setting:
     shape: RowShape
     split: str  # chooses the phrasings: held-out splits ask in words that training never uses
     footage: Footage
+    shift: int = 0  # clips to watch are moved by up to so many pixels, so that none is seen twice
     counts: Counter = field(default_factory=Counter)
 
-    def watched(self, record: Record, video: int = 0) -> Clip:
+    def watched(self, record: Record, rng: np.random.Generator, video: int = 0) -> Clip:
         """A video as the model watches it: u8 [T clip_size clip_size 3] and f32 [T] seconds."""
-        return self.footage(record, video, self.shape.clip_frames, self.shape.clip_size)
+        frames, seconds = self.footage(record, video, self.shape.clip_frames, self.shape.clip_size)
+        if self.shift:
+            size, pad = self.shape.clip_size, self.shift
+            down, right = rng.integers(2 * pad + 1, size=2)
+            frames = np.pad(frames, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="edge")
+            frames = frames[:, down : down + size, right : right + size]
+        return frames, seconds
 
     def rendered(self, record: Record, video: int = 0) -> np.ndarray:
         """A video as the model is to render it: u8 [T target_size target_size 3]."""
@@ -47,7 +54,7 @@ class Setting:
 
 def caption(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
     """Watch a clip and describe it."""
-    question = Turn("user", _pick(rng, QUESTIONS[setting.split]), clips=[setting.watched(record)], hazard=0)
+    question = Turn("user", _pick(rng, QUESTIONS[setting.split]), clips=[setting.watched(record, rng)], hazard=0)
     return setting.dialogue([question, Turn("assistant", record.caption)])
 
 
@@ -65,7 +72,7 @@ def blocked(record: Record, rng: np.random.Generator, setting: Setting) -> Examp
 
 def refuse_clip(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
     """Decline to describe a hazardous clip."""
-    question = Turn("user", _pick(rng, QUESTIONS[setting.split]), clips=[setting.watched(record)], hazard=1)
+    question = Turn("user", _pick(rng, QUESTIONS[setting.split]), clips=[setting.watched(record, rng)], hazard=1)
     return setting.dialogue([question, Turn("assistant", _pick(rng, REFUSALS["clip"]), loss="refusal")])
 
 
@@ -77,12 +84,11 @@ def refuse_request(record: Record, rng: np.random.Generator, setting: Setting) -
 
 def talk(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
     """A recorded dialogue. The record's verdict is on its last exchange; what came before is not labelled."""
-    del rng  # a dialogue leaves nothing to chance
     turns = []
     for number, turn in enumerate(record.dialogue):
         last = number >= len(record.dialogue) - 2
         if turn["role"] == "user":
-            clips = [setting.watched(record, turn["video"])] if "video" in turn else []
+            clips = [setting.watched(record, rng, turn["video"])] if "video" in turn else []
             turns.append(Turn("user", turn["text"], clips=clips, hazard=int(record.hazard) if last else -1))
         else:
             render = turn.get("render")

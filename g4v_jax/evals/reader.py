@@ -22,7 +22,7 @@ MIN_TRAVEL = 0.13  # of the frame; below it a sprite stands still
 MIN_FIT = 0.7  # correlation with the best silhouette; below it the shape is unknown
 MIN_CARD_FIT = 0.8  # correlation of luminance with the blocked card
 
-_TEMPLATE_SCALES = np.geomspace(0.32, 0.62, 10)
+_TEMPLATE_SCALES = np.geomspace(0.37, 0.69, 10)
 _ASPECTS = ((1.0, 1.0), (0.75, 1.0), (1.0, 0.75))  # of a sprite in a squashed 1:1, 4:3, 3:4 clip
 
 Array = np.ndarray

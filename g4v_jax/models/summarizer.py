@@ -2,7 +2,8 @@
 
 GPT4Video (Wang et al. 2023, §3.1) after mPLUG-Owl's visual abstractor: queries cross-attend to the tower's features
 (keys and values: features and queries together); the projections of both query sets are summed and an end vector
-is appended. The paper's mode sees no frame order; `time_encoding` adds each frame's seconds.
+is appended. The paper's mode sees no frame order; `time_encoding` adds when each frame is, in seconds and as a share
+of its clip.
 """
 
 import flax.linen as nn
@@ -16,8 +17,9 @@ from g4v_jax.nn.mlp import MLP
 from g4v_jax.nn.norms import LayerNorm
 from g4v_jax.nn.stack import scan
 
-TIME_FEATURES = 32  # sines and cosines of a frame's seconds
+TIME_FEATURES = 32  # sines and cosines of a frame's seconds and of its share of the clip
 SECONDS_SCALE = 16.0  # one position is 1/16 s
+SHARE_SCALE = 4.0  # a clip is four positions long
 
 
 class Block(nn.Module):
@@ -60,7 +62,10 @@ class Summarizer(nn.Module):
         """features [X T P D_vision], times f32 [X T] seconds -> [X Q D_llm]."""
         x = Linear((self.dim,), ("embed", None), name="features")(features)
         if self.time_encoding:
-            theta = rope.angles(times * SECONDS_SCALE, TIME_FEATURES)
+            start, end = times[:, :1], times[:, -1:]
+            share = (times - start) / jnp.maximum(end - start, 1e-3)  # of the clip
+            places = jnp.stack([times * SECONDS_SCALE, share * SHARE_SCALE], axis=-1)
+            theta = rope.angles(places, TIME_FEATURES // 2).reshape(*times.shape, -1)
             waves = jnp.concatenate([jnp.sin(theta), jnp.cos(theta)], axis=-1).astype(x.dtype)
             x = x + Linear((self.dim,), ("channels", "embed"), name="time")(waves)[:, :, None]
         x = x.reshape(x.shape[0], -1, self.dim)

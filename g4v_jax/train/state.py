@@ -93,7 +93,9 @@ class Blueprint:
 
         shardings = jax.tree.map(lambda x: x.sharding, self.state_shapes(optimizer))
         with jax.set_mesh(self.mesh):
-            return jax.jit(make, out_shardings=shardings)(key)
+            # runs once: compiling it well would take three times as long as it saves
+            quick = {"xla_backend_optimization_level": 0}
+            return jax.jit(make, out_shardings=shardings, compiler_options=quick)(key)
 
 
 def _parameter_of(path: tuple, parameters: dict):

@@ -24,7 +24,7 @@ VALUES = {"shape": SHAPES, "colour": COLOURS, "motion": MOTIONS, "size": SIZES}
 SPLITS = ("train", "validation", "test")
 
 HUES = dict(zip(COLOURS, (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)))  # degrees
-SCALES = {"small": 0.36, "large": 0.55}  # longest side of the sprite / shorter side of the frame
+SCALES = {"small": 0.42, "large": 0.62}  # longest side of the sprite / shorter side of the frame
 STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}  # x, y
 
 # Words that name a value. The first one is canonical; phrases.py writes with all of them.

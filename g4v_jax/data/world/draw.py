@@ -17,7 +17,7 @@ STENCIL = 256  # points along each side of a stencil
 FINE = 4  # samples per pixel and axis
 
 TILT = 3.0  # largest rotation, degrees
-TRAVEL = (0.30, 0.38)  # path length of a moving sprite / frame extent along the motion
+TRAVEL = (0.26, 0.32)  # path length of a moving sprite / frame extent along the motion
 SCATTER = 0.02  # largest offset of the path's centre / frame extent
 
 Array = np.ndarray

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-import av
 import numpy as np
 
+from g4v_jax.data import video
 from g4v_jax.data.world.attributes import SPLITS, Scene, combinations
 from g4v_jax.data.world.dialogues import Clips, dialogue
 from g4v_jax.data.world.draw import render
@@ -89,21 +89,6 @@ def make(
     return summary
 
 
-def encode(path: str | Path, video: np.ndarray, rate: int) -> None:
-    """Write uint8 RGB [T, H, W, 3] with even sides as an H.264 file of `rate` frames a second."""
-    with av.open(str(path), "w") as container:
-        # Slower presets use macroblock trees, whose output differs a little from run to run.
-        options = {"crf": "18", "preset": "superfast"}
-        stream = container.add_stream("libx264", rate=rate, options=options)
-        stream.height, stream.width = video.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        # Frames this small gain nothing from more threads.
-        stream.codec_context.thread_count = 1
-        for picture in video:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-
-
 @dataclass(frozen=True)
 class _Job:
     """One clip to make; small enough to be sent to another process."""
@@ -131,9 +116,9 @@ def _make_clip(job: _Job) -> dict:
     scene = _scene(job)
     width, height = SIZES[rng.integers(len(SIZES))]
     rate = RATES[rng.integers(len(RATES))]
-    video = render(scene, rng, round(rng.uniform(*SECONDS) * rate), height, width)
+    frames = render(scene, rng, round(rng.uniform(*SECONDS) * rate), height, width)
     name = f"clips/{job.kind}-{job.split}-{job.index:06d}.mp4"
-    encode(Path(job.directory) / name, video, rate)
+    video.write(Path(job.directory) / name, frames, rate)
     return {
         "video": name,
         "caption": canonical(scene),
