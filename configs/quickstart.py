@@ -19,6 +19,7 @@ def get_config(argument: str = "model") -> ConfigDict:
     run, data = ("runs/short", "data/short") if size else ("runs/quickstart", "data/sprites")
     config = ConfigDict()
     config.seed = 0
+    config.mesh = dict(replica=1, fsdp=-1, context=1, tensor=1)
     config.source = data
     config.world = dict(clips=3000, hazards=500, dialogues=1200)
     config.tokenizer = dict(vocab_size=768)

@@ -146,7 +146,7 @@ class Build:
         try:
             return self.model.autoencoder.latent_shape(self.shape.target_frames, self.shape.target_size)
         except ValueError as error:
-            raise UserError(f"config: rows: {error}") from None
+            raise UserError(f"config: rows.target_frames, rows.target_size: {error}") from None
 
     @cached_property
     def objective(self) -> Joint | Reconstruction:

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import os
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -37,7 +37,7 @@ def shipped() -> dict:
     for path in sorted((ROOT / "configs").glob("*.py")):
         make = getattr(importlib.import_module(f"configs.{path.stem}"), "get_config", None)
         if make and inspect.signature(make).parameters:
-            found |= {f"{path.stem}-{stage}": lambda make=make, stage=stage: make(stage) for stage in ("autoencoder", "model")}
+            found |= {f"{path.stem}-{stage}": partial(make, stage) for stage in ("autoencoder", "model")}
         elif make:
             found[path.stem] = make
     return found
@@ -139,7 +139,7 @@ def test_a_misspelt_name_is_refused_with_the_nearest(path, value, message):
         ("model.caption_window", "all", "model.caption_window is 'all'; expected a whole number"),
         ("rows.clip_size", 16, "rows.clip_size follows from other fields"),
         ("sample.time_shift", 3.0, "sample.time_shift follows from other fields"),
-        ("rows.target_frames", 6, "6 frames of 16 px; needs 1 . 4k frames|needs 1"),
+        ("rows.target_frames", 6, "rows: autoencoder: 6 frames of 16 px; needs 1 . 4k"),
         ("rows.clips", -1, "clips is -1; it must be at least 0"),
         ("train.log_every", 0, "log_every: 0 is below 1"),
         ("rows.rows", 3, "rows.rows is 3"),
@@ -153,7 +153,10 @@ def test_a_wrong_value_is_refused_with_its_place(path, value, message):
         read_all(config)
 
 
-@pytest.mark.parametrize("path", ["model.llm.dim", "rows.tokens", "data.records", "train.steps", "tokenizer.vocab_size"])
+REQUIRED = ("model.llm.dim", "rows.tokens", "data.records", "train.steps", "tokenizer.vocab_size")
+
+
+@pytest.mark.parametrize("path", REQUIRED)
 def test_a_missing_field_is_named(path):
     config = tiny.config()
     section, field = path.rsplit(".", 1)
@@ -203,8 +206,8 @@ def test_a_workdir_keeps_its_config_and_refuses_another(tmp_path):
     assert loaded.model == tiny.build().model and loaded.shape == tiny.build().shape
     other = broken("optimizer.learning_rate", 0.5)
     other.model.llm.num_layers = 7
-    message = r"made with another config \(model.llm.num_layers: 2 there, 7 here; optimizer.learning_rate: 0.01 there, 0.5"
-    with pytest.raises(UserError, match=message):
+    differing = r"model.llm.num_layers: 2 there, 7 here; optimizer.learning_rate: 0.01 there, 0.5 here"
+    with pytest.raises(UserError, match=rf"made with another config \({differing}\); choose another --workdir"):
         configs.save(other, tmp_path / "run")
     with pytest.raises(UserError, match="data.threads: None there, 2 here"):
         configs.save(broken("data.threads", 2), tmp_path / "run")

@@ -215,9 +215,9 @@ def test_grid_angles_split_the_head_over_time_height_and_width():
     for t in range(2):
         for h in range(3):
             for w in range(4):
-                expected = [
-                    place * 10_000.0 ** (-2 * i / dim) for place, dim in ((t, 44), (h, 42), (w, 42)) for i in range(dim // 2)
-                ]
+                expected = []
+                for place, dim in ((t, 44), (h, 42), (w, 42)):
+                    expected += [place * 10_000.0 ** (-2 * i / dim) for i in range(dim // 2)]
                 np.testing.assert_allclose(theta[row], expected, rtol=1e-5)
                 row += 1
 

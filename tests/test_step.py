@@ -91,7 +91,8 @@ def test_what_is_frozen_stays_and_what_is_not_moves(build, trained):
     before, after, still, frozen, history = trained
     towers = {path.split("/")[0] for path in trees.flatten(build.blueprint.shapes)}
     assert set(frozen) == {"autoencoder"} and set(after.trainable) == towers - {"autoencoder"}
-    assert {name.removeprefix("gradient/") for name in history[0] if name.startswith("gradient/")} == set(after.trainable)
+    measured = {name.removeprefix("gradient/") for name in history[0] if name.startswith("gradient/")}
+    assert measured == set(after.trainable)
     jax.tree.map(np.testing.assert_array_equal, frozen, still)
     for path, leaf in trees.flatten(after.trainable).items():
         assert (leaf != trees.flatten(before.trainable)[path]).any(), path
@@ -269,7 +270,7 @@ def test_counts_are_those_of_the_terms(forward, packed):
 class Towards:
     """Terms whose gradients are known: a, its double, its opposite, one at a right angle to it, and nothing."""
 
-    directions = {"a": (3, 4, 0), "double": (6, 8, 0), "opposite": (-3, -4, 0), "across": (-4, 3, 0), "nothing": (0, 0, 0)}
+    directions = {"a": (3, 4), "double": (6, 8), "opposite": (-3, -4), "across": (-4, 3), "nothing": (0, 0)}
     weights = dict.fromkeys(directions, 1.0)
 
     def draw(self, row_keys):
@@ -282,7 +283,7 @@ class Towards:
 def test_gradient_cosines():
     build = tiny.build()
     state, _ = tiny.state(build, tiny.keep_gradients())
-    state = state.replace(trainable={"w": jnp.ones(3)})
+    state = state.replace(trainable={"w": jnp.ones(2)})
     cosines = jax.device_get(jax.jit(make_gradient_cosines(Towards(), 0))(state, {}, tiny.batch(0, build.shape)))
     assert len(cosines) == 10
     expected = {"a·double": 1, "a·opposite": -1, "double·opposite": -1, "a·across": 0, "across·double": 0}
@@ -390,7 +391,8 @@ def random_gradients(seed: int, scale: float = 1.0) -> dict:
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_schedules(schedule):
     rate = Optimizer(schedule=schedule, warmup_steps=WARMUP, final=0.2).rate(PEAK, TOTAL)
-    assert [float(rate(step)) for step in range(3)] == pytest.approx([PEAK * (1 + step * 3 / 4) / 4 for step in range(3)])
+    for step in range(WARMUP):
+        assert float(rate(step)) == pytest.approx(PEAK * (1 + step * 3 / 4) / 4)  # from a quarter of the peak
     half = (TOTAL + WARMUP) // 2
     expected = {"constant": (PEAK, PEAK), "linear": (0.6 * PEAK, 0.2 * PEAK), "cosine": (0.6 * PEAK, 0.2 * PEAK)}
     assert (float(rate(half)), float(rate(TOTAL))) == pytest.approx(expected[schedule])

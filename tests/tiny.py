@@ -39,17 +39,27 @@ KINDS = {
 
 
 def jit(function, **options):
-    """`jax.jit` that compiles several times faster, to slower code: the programs of these tests run only a few times."""
+    """`jax.jit` that compiles several times faster, to slower code: programs of tests run only a few times."""
     return jax.jit(function, compiler_options=QUICK, **options)
 
 
 def config(**changes) -> ConfigDict:
-    """A config that `Build` reads; every size that a mesh axis splits divides by 8. `changes`: {"path.to.field": value}."""
+    """A config that `Build` reads; every size that a mesh axis splits divides by 8.
+
+    `changes`: fields by path, with two underscores for a dot: rows__tokens=64.
+    """
     config = ConfigDict(
         {
             "tokenizer": {"vocab_size": 264},
             "model": {
-                "vision": {"image_size": 16, "patch_size": 8, "dim": 32, "mlp_dim": 32, "num_layers": 1, "num_heads": 8},
+                "vision": {
+                    "image_size": 16,
+                    "patch_size": 8,
+                    "dim": 32,
+                    "mlp_dim": 32,
+                    "num_layers": 1,
+                    "num_heads": 8,
+                },
                 "summarizer": {"dim": 32, "mlp_dim": 32, "num_layers": 1, "num_heads": 8, "num_queries": 2},
                 "llm": {
                     "dim": 32,
