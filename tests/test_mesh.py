@@ -150,6 +150,14 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(shape, message):
         make_mesh(shape)
 
 
+def test_a_mesh_that_does_not_divide_a_parameter_names_it():
+    config = tiny.config(model__llm__mlp_dim=30)
+    config.mesh = {"fsdp": 2, "tensor": 4}
+    message = r"mesh: llm/layers/mlp/\w+/kernel \[2, \d+, \d+\] does not divide over P.*tensor"
+    with pytest.raises(UserError, match=message):
+        Build(config).blueprint.shapes
+
+
 def test_one_axis_takes_the_devices_that_are_left():
     mesh = make_mesh({"fsdp": -1, "tensor": 2})
     assert dict(mesh.shape) == {"replica": 1, "fsdp": 4, "context": 1, "tensor": 2} and mesh.axis_names == AXES

@@ -3,6 +3,7 @@
 Every weight is random, those too that training starts at zero: a silent map would hide what stands behind it.
 """
 
+import zlib
 from functools import cache
 
 import jax
@@ -116,11 +117,10 @@ def tokenizer() -> Tokenizer:
 
 @cache
 def params(seed: int = 0) -> dict:
-    """Numpy weights of every tower, none of them silent."""
-    rng = np.random.default_rng(seed)
+    """Numpy weights of every tower, none of them silent; each leaf's from its path, whatever else the model has."""
 
     def leaf(path, shape):
-        value = rng.normal(size=shape).astype(np.float32)
+        value = np.random.default_rng([seed, zlib.crc32(path.encode())]).normal(size=shape).astype(np.float32)
         name = path.split("/")[-1]
         if name == "scale":
             return 1 + 0.2 * value
@@ -130,7 +130,7 @@ def params(seed: int = 0) -> dict:
         return value * np.float32(fan_in**-0.5)
 
     shapes = trees.flatten(build().blueprint.shapes)
-    return trees.unflatten({path: leaf(path, shapes[path].shape) for path in sorted(shapes)})
+    return trees.unflatten({path: leaf(path, shape.shape) for path, shape in shapes.items()})
 
 
 def state(build: Build, optimizer: optax.GradientTransformation) -> tuple[TrainState, dict]:

@@ -74,7 +74,7 @@ class Encoder(nn.Module):
         # the first frame is a block of its own: it stands for the frames before it
         x = jnp.concatenate([jnp.repeat(x[:, :1], TIME_STRIDE - 1, axis=1), x], axis=1)
         x = rearrange(x, BLOCKS, s=TIME_STRIDE, p=self.patch, q=self.patch)
-        mean = Linear((self.latent_channels,), ("channels", "embed"), name="linear")(x)
+        mean = Linear((self.latent_channels,), ("channels", "channels"), name="linear")(x)
         x = Linear((self.dim,), ("channels", "embed"), use_bias=True, name="patch")(x)
         for i in range(self.num_blocks):
             x = Residual(name=f"block_{i}")(x)
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
         pixels = TIME_STRIDE * self.patch**2 * 3
-        video = Linear((pixels,), ("channels", "embed"), use_bias=True, name="linear")(z)
+        video = Linear((pixels,), ("channels", "channels"), use_bias=True, name="linear")(z)
         x = Linear((self.dim,), ("channels", "embed"), use_bias=True, name="latent")(z)
         for i in range(self.num_blocks):
             x = Residual(name=f"block_{i}")(x)

@@ -67,7 +67,6 @@ class Attention(nn.Module):
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
-    out_init: object = None
     length_axis: str = "patches"  # logical name of x's length: the LLM's is "sequence"
 
     @nn.compact
@@ -107,12 +106,11 @@ class Attention(nn.Module):
         k = constrain(k, "rows", "keys", "kv_heads", "head_dim")
         v = constrain(v, "rows", "keys", "kv_heads", "head_dim")
         out = constrain(attend(q, k, v, mask), "rows", self.length_axis, "heads", "head_dim")
-        extra = {"kernel_init": self.out_init} if self.out_init else {}
-        return self._linear("o", (x.shape[-1],), ("heads", "head_dim", "embed"), **extra)(out), cache
+        return self._linear("o", (x.shape[-1],), ("heads", "head_dim", "embed"))(out), cache
 
-    def _linear(self, name, outputs, axes, **extra) -> Linear:
+    def _linear(self, name, outputs, axes) -> Linear:
         rank = self.lora_rank if name in self.lora else 0
-        return Linear(outputs, axes, self.use_bias, rank, self.lora_alpha, self.lora_dropout, name=name, **extra)
+        return Linear(outputs, axes, self.use_bias, rank, self.lora_alpha, self.lora_dropout, name=name)
 
     def _normalise(self, name, x):
         norm = RMSNorm(self.norm_eps, name=name)

@@ -12,6 +12,7 @@ from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 
 from g4v_jax import sharding, trees
+from g4v_jax.errors import UserError
 from g4v_jax.types import Array
 
 
@@ -42,10 +43,18 @@ class Blueprint:
 
     @cached_property
     def shapes(self) -> dict:
-        """All parameters as ShapeDtypeStruct with sharding, float32."""
-        specs = sharding.named(self.mesh, sharding.parameter_specs(self.boxed))
-        unboxed = nn.meta.unbox(self.boxed)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), unboxed, specs)
+        """All parameters as sharded ShapeDtypeStruct, float32. Raises UserError where the mesh does not divide one."""
+        shardings = trees.flatten(sharding.named(self.mesh, sharding.parameter_specs(self.boxed)))
+
+        def shape(path, x):
+            try:
+                shardings[path].shard_shape(x.shape)
+            except ValueError:
+                raise UserError(f"mesh: {path} {list(x.shape)} does not divide over {shardings[path].spec}") from None
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
+
+        unboxed = trees.flatten(nn.meta.unbox(self.boxed))
+        return trees.unflatten({path: shape(path, x) for path, x in unboxed.items()})
 
     @cached_property
     def _chosen(self) -> tuple[set[str], set[str]]:
