@@ -69,6 +69,9 @@ class Summarizer(nn.Module):
             waves = jnp.concatenate([jnp.sin(theta), jnp.cos(theta)], axis=-1).astype(x.dtype)
             x = x + Linear((self.dim,), ("channels", "embed"), name="time")(waves)[:, :, None]
         x = x.reshape(x.shape[0], -1, self.dim)
+        if self.time_encoding:
+            # what is seen times when it is seen: motion is then a sum over frames, which attention can take at once
+            x = x + MLP(self.mlp_dim, "gelu_tanh", use_bias=True, name="place_in_time")(LayerNorm(name="time_norm")(x))
 
         def table(name, shape, axes, std=1.0):
             init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
