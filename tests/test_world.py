@@ -22,7 +22,7 @@ from g4v_jax.data.world.attributes import (
     parse_caption,
     split_of,
 )
-from g4v_jax.data.world.draw import blocked_card, render
+from g4v_jax.data.world.draw import TRAVEL, blocked_card, render
 from g4v_jax.data.world.make import make
 from g4v_jax.errors import UserError
 
@@ -71,7 +71,7 @@ def test_the_sprite_moves_as_named_and_stays_inside(motion, size):
         _, last_y, last_x = np.nonzero(sprite[-1:])
         moved = np.array([(last_x.mean() - x.mean()) / 96, (last_y.mean() - y.mean()) / 72])
         steps = np.array(STEPS[motion])
-        assert np.all(abs(moved - 0.34 * steps) < 0.06), (shape, moved)
+        assert np.all(abs(moved - np.mean(TRAVEL) * steps) < 0.06), (shape, moved)
 
 
 def test_drawing_follows_the_seed():
