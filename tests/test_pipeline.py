@@ -20,8 +20,8 @@ from g4v_jax.errors import UserError
 SHAPE = RowShape(
     rows=4,
     tokens=256,
-    clips=5,
-    targets=5,
+    clips=6,
+    targets=4,
     hazards=14,
     summary_tokens=8,
     query_tokens=4,
