@@ -216,10 +216,11 @@ class Checkpoints:
             self._failure = error
 
     def _failed(self, step: int, error: Exception) -> Exception:
-        """Remove what a failed save left behind, and return the exception to raise."""
-        if jax.process_index() == 0:
-            _remove(*self._root.glob(f"{step}.orbax-checkpoint-tmp*"))
-            _remove(self._root / str(step), _manifest(self._root, step))
+        """Remove what a failed save left behind (Orbax may be doing so too), and return the exception to raise."""
+        for _ in range(3 if jax.process_index() == 0 else 0):
+            with contextlib.suppress(OSError):
+                _remove(*self._root.glob(f"{step}.orbax-*"), self._root / str(step), _manifest(self._root, step))
+                break
         return _explained(error, self._root, f"step {step}")
 
     def _newest_undamaged(self) -> int:
