@@ -5,7 +5,6 @@ import json
 import pytest
 
 from g4v_jax import cli
-from tests import folder
 
 QUICKSTART = "--config=configs/quickstart.py:model,short"
 

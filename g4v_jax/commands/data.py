@@ -2,7 +2,6 @@
 
 from absl import flags
 
-from g4v_jax import config as configs
 from g4v_jax.commands.common import parse, write_json
 from g4v_jax.errors import UserError
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from g4v_jax.data import records
 from g4v_jax.data.records import Record
-from g4v_jax.data.text import Clip, Turn
+from g4v_jax.data.text import Turn
 from g4v_jax.evals.captions import question, spread
 from g4v_jax.evals.figures import Figure
 from g4v_jax.evals.videos import request

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 
-import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
