@@ -25,7 +25,7 @@ def get_config(argument: str = "model") -> ConfigDict:
     config.tokenizer = dict(vocab_size=768)
     config.model = sizes.TINY
     config.data = dict(records=f"{data}-records", mixture=dict(
-        caption=0.31, generate=0.42, dialogue=0.13, refuse_clip=0.05, refuse_request=0.05, blocked=0.04), shift=2)
+        caption=0.31, generate=0.42, dialogue=0.13, refuse_clip=0.05, refuse_request=0.05, blocked=0.04))
     config.rows = dict(rows=8, tokens=256, clips=4, targets=4, hazards=9, query_tokens=4,
                        clip_frames=4, target_frames=9, target_size=32)
     config.losses = dict(time_shift=3.0)
@@ -34,14 +34,14 @@ def get_config(argument: str = "model") -> ConfigDict:
     config.init = dict(autoencoder=f"{run}/autoencoder")
     config.optimizer = dict(name="muon", learning_rate=2e-3, muon_learning_rate=0.02, muon_steps=4, warmup_steps=50)
     config.step = dict(ema_decay=0.99)
-    config.train = dict(steps=780, log_every=20, checkpoint_every=200)
+    config.train = dict(steps=700, log_every=20, checkpoint_every=200)
     config.sample = dict(steps=16, guidance=3.0)
     config.evaluate = dict(captions=200, generations=200, hazards=64, safety=60)
     if stage == "autoencoder":
         config.objective = "reconstruction"
         config.losses = dict(saturated_weight=5.0)
         config.trainable, config.ema, config.init = (".*",), (), {}
-        config.data.mixture, config.data.shift = dict(pixels=1.0), 0
+        config.data.mixture = dict(pixels=1.0)
         config.rows.update(rows=4, tokens=16, clips=0, targets=16, hazards=0)
         config.train.steps = 400
     if size:

@@ -2,8 +2,8 @@
 
 GPT4Video (Wang et al. 2023, §3.1) after mPLUG-Owl's visual abstractor: queries cross-attend to the tower's features
 (keys and values: features and queries together); the projections of both query sets are summed and an end vector
-is appended. The paper's mode sees no frame order; `time_encoding` adds when each frame is, in seconds and as a share
-of its clip.
+is appended. The paper's mode sees no frame order. `time_encoding` adds to each feature when its frame is, in seconds
+and as a share of the clip, and to the temporal queries how the frames change over the clip.
 """
 
 import flax.linen as nn
@@ -20,6 +20,7 @@ from g4v_jax.nn.stack import scan
 TIME_FEATURES = 32  # sines and cosines of a frame's seconds and of its share of the clip
 SECONDS_SCALE = 16.0  # one position is 1/16 s
 SHARE_SCALE = 4.0  # a clip is four positions long
+COURSE = 4  # cosines that describe how a clip's frames change: its mean and three slow movements
 
 
 class Block(nn.Module):
@@ -69,9 +70,6 @@ class Summarizer(nn.Module):
             waves = jnp.concatenate([jnp.sin(theta), jnp.cos(theta)], axis=-1).astype(x.dtype)
             x = x + Linear((self.dim,), ("channels", "embed"), name="time")(waves)[:, :, None]
         x = x.reshape(x.shape[0], -1, self.dim)
-        if self.time_encoding:
-            # what is seen times when it is seen: motion is then a sum over frames, which attention can take at once
-            x = x + MLP(self.mlp_dim, "gelu_tanh", use_bias=True, name="place_in_time")(LayerNorm(name="time_norm")(x))
 
         def table(name, shape, axes, std=1.0):
             init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
@@ -79,6 +77,10 @@ class Summarizer(nn.Module):
 
         queries = table("queries", (2 * self.num_queries, self.dim), ("channels", "embed"))
         queries = jnp.broadcast_to(queries, (x.shape[0], *queries.shape))
+        if self.time_encoding:
+            course = Linear((self.num_queries, self.dim), ("embed", None, None), name="course")
+            temporal = course(self._course(features, share))
+            queries = queries + jnp.pad(temporal, ((0, 0), (self.num_queries, 0), (0, 0)))
         fields = dict(num_heads=self.num_heads, head_dim=self.dim // self.num_heads, mlp_dim=self.mlp_dim)
         queries, _ = scan(Block, self.num_layers, self.remat, self.unroll, 1, **fields, name="layers")(queries, None, x)
         queries = LayerNorm(name="norm")(queries)
@@ -87,3 +89,14 @@ class Summarizer(nn.Module):
         tokens = tokens + Linear((self.llm_dim,), ("embed", None), name="temporal")(temporal)
         end = table("end", (self.llm_dim,), ("embed",), 0.02)
         return jnp.concatenate([tokens, jnp.broadcast_to(end, (x.shape[0], 1, self.llm_dim))], axis=1)
+
+    def _course(self, features: jax.Array, share: jax.Array) -> jax.Array:
+        """The lowest cosine coefficients over time of what the frames show, [X COURSE·D_vision].
+
+        A motion is the difference of what two frames show. Attention over all frames at once learns to take it very
+        slowly; here it is a linear map of these coefficients, for any number of frames at any times.
+        """
+        looks = jax.nn.softmax(Linear((1,), ("embed", None), name="look")(features).astype(jnp.float32), axis=2)
+        frames = jnp.sum(looks.astype(features.dtype) * features, axis=2)
+        waves = jnp.cos(jnp.pi * share[..., None] * jnp.arange(COURSE)).astype(frames.dtype)
+        return jnp.einsum("xtk,xtd->xkd", waves, frames).reshape(frames.shape[0], -1) / share.shape[1]
