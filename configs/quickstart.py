@@ -26,24 +26,26 @@ def get_config(argument: str = "model") -> ConfigDict:
     config.model = sizes.TINY
     config.data = dict(records=f"{data}-records", mixture=dict(
         caption=0.31, generate=0.42, dialogue=0.13, refuse_clip=0.05, refuse_request=0.05, blocked=0.04))
-    config.rows = dict(rows=8, tokens=256, clips=4, targets=4, hazards=9, query_tokens=4,
+    config.rows = dict(rows=4, tokens=256, clips=4, targets=4, hazards=9, query_tokens=4,
                        clip_frames=4, target_frames=9, target_size=32)
     config.losses = dict(time_shift=3.0)
     config.trainable = ("(?!autoencoder/).*",)
     config.ema = ("denoiser/.*", "conditioner/.*", "queries")
     config.init = dict(autoencoder=f"{run}/autoencoder")
-    config.optimizer = dict(name="muon", learning_rate=2e-3, muon_learning_rate=0.02, muon_steps=4, warmup_steps=50)
+    config.optimizer = dict(name="muon", learning_rate=2e-3, muon_learning_rate=0.008, muon_steps=4, warmup_steps=50,
+                            multipliers=dict(denoiser=2.5))
     config.step = dict(ema_decay=0.99)
-    config.train = dict(steps=700, log_every=20, checkpoint_every=200)
+    config.train = dict(steps=1000, log_every=50, checkpoint_every=300)
     config.sample = dict(steps=16, guidance=3.0)
     config.evaluate = dict(captions=200, generations=200, hazards=64, safety=60)
     if stage == "autoencoder":
         config.objective = "reconstruction"
+        config.optimizer.muon_learning_rate, config.optimizer.multipliers = 0.02, {}
         config.losses = dict(saturated_weight=5.0)
         config.trainable, config.ema, config.init = (".*",), (), {}
         config.data.mixture = dict(pixels=1.0)
         config.rows.update(rows=4, tokens=16, clips=0, targets=16, hazards=0)
-        config.train.steps = 400
+        config.train.steps = 320
     if size:
         config.world = dict(clips=96, hazards=32, dialogues=96)
         config.train.update(steps=12, log_every=4, checkpoint_every=8)

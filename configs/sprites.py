@@ -18,7 +18,7 @@ def get_config(stage: str = "model") -> ConfigDict:
     config.source = "data/sprites-long"
     config.data.records = "data/sprites-long-records"
     config.world = dict(clips=6000, hazards=1200, dialogues=3000)
-    config.train.update(steps=1200 if stage == "autoencoder" else 5000, checkpoint_every=500)
+    config.train.update(steps=1200 if stage == "autoencoder" else 8000, log_every=100, checkpoint_every=1000)
     config.sample.update(steps=20)
     if stage == "model":
         config.init = dict(autoencoder="runs/sprites/autoencoder")

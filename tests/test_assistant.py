@@ -56,7 +56,7 @@ def read():
     """(logits at an example's last token, hazard logits at given positions), from one whole pass over one row."""
     def run(params, batch, positions):
         def call(m):
-            hidden = m.read(batch)
+            hidden = m.read(batch).hidden
             return m.llm.logits(hidden), m.hazard_logits(hidden, positions)
 
         return MODEL.apply({"params": params}, method=call)

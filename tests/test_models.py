@@ -230,7 +230,7 @@ def test_lora_goes_where_it_is_asked_to():
 
 def test_the_conditioner_chooses_a_context_for_each_slot():
     module = Conditioner(dim=3, length=2)
-    states = normal(4, 2, 5)
+    states = normal(4, 2, 2, 5)
     drop, block = np.array([False, True, False, True]), np.array([False, False, True, True])
     learned = {"null": normal(2, 3, seed=1), "blocked": normal(2, 3, seed=2)}
     params = random_params(module, states, drop, block) | learned
@@ -385,12 +385,11 @@ def whole(model):
     draws = build.objective.draw(jax.random.split(jax.random.key(2), shape.rows))
 
     def everything(m, batch, draws):
-        rows = m.embed(batch)
-        hidden = m.read(batch)
+        reading = m.read(batch)
         clips, times = (x.reshape(-1, *x.shape[2:]) for x in (batch.clips, batch.clip_times))
         watched = m.watch(clips, times)
-        states = m.query_states(hidden, batch)
-        return m(batch, draws), dict(embed=rows, hidden=hidden, watched=watched, states=states)
+        states = m.query_states(reading, batch)
+        return m(batch, draws), dict(inputs=reading.inputs, hidden=reading.hidden, watched=watched, states=states)
 
     with jax.set_mesh(build.mesh):
         out = tiny.jit(lambda p: model.apply({"params": p}, batch, draws, method=everything))(tiny.params())
@@ -408,20 +407,21 @@ def test_a_row_holds_words_and_its_own_clips_and_queries(whole):
             expected = watched[b, clip // 3, clip % 3]
         else:
             expected = queries[query % 2] if query >= 0 else table[batch.tokens[b, s]]
-        np.testing.assert_allclose(parts["embed"][b, s], expected, atol=1e-6)
+        np.testing.assert_allclose(parts["inputs"][b, s], expected, atol=1e-6)
 
 
 def test_states_are_read_where_the_batch_says(whole):
-    """The queries of a slot and the tokens before them, as far as they are of the same example."""
+    """Inputs and states of a slot's queries and the tokens before them, as far as they are of the same example."""
     batch, _, out, parts = whole
     hazard, window, inside, outside = tiny.params()["hazard"], tiny.build().model.caption_window, 0, 0
     for b, g in np.argwhere(batch.gen_mask):
         (first,) = np.flatnonzero(batch.query_index[b] == 2 * g)
-        assert parts["states"][b, g].shape == (window + 2, 32)
+        assert parts["states"][b, g].shape == (window + 2, 2, 32)
         for m, state in enumerate(parts["states"][b, g]):
             position = first - window + m
             own = position >= 0 and batch.segments[b, position] == batch.segments[b, first]
-            np.testing.assert_array_equal(state, parts["hidden"][b, position] if own else np.zeros(32))
+            expected = [parts[name][b, position] if own else np.zeros(32) for name in ("inputs", "hidden")]
+            np.testing.assert_array_equal(state, expected)
             inside, outside = inside + own, outside + (not own and position >= 0)
     assert inside > 50 and outside > 5
     for b, e in np.argwhere(batch.hazard_label >= 0):

@@ -191,10 +191,10 @@ def _render(model: GPT4Video, spec: SampleSpec, params: dict, batch: Batch, keys
     def call(method, *args):
         return model.apply({"params": params}, *args, method=method)
 
-    hidden = call(lambda m, b: m.read(b), batch)
-    hazard = jax.nn.sigmoid(call(lambda m, h, at: m.hazard_logits(h, at), hidden, batch.hazard_position))
+    reading = call(lambda m, b: m.read(b), batch)
+    hazard = jax.nn.sigmoid(call(lambda m, h, at: m.hazard_logits(h, at), reading.hidden, batch.hazard_position))
     closed = jnp.any((hazard > threshold) & (batch.hazard_label >= 0), axis=1)
-    states = call(lambda m, h, b: m.query_states(h, b), hidden, batch)[:, 0]
+    states = call(lambda m, r, b: m.query_states(r, b), reading, batch)[:, 0]
 
     def condition(drop):
         drops = jnp.full(closed.shape, drop)

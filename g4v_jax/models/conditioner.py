@@ -1,4 +1,4 @@
-"""From the LLM's states at the generation queries to what the denoiser attends to."""
+"""From what the LLM read and made of a generation's caption and queries to what the denoiser attends to."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ from g4v_jax.nn.norms import RMSNorm
 
 
 class Conditioner(nn.Module):
-    """States [X M D_llm] -> context [X M D_context], or one of two learned contexts in its place.
+    """Inputs and states [X M 2 D_llm] -> context [X M D_context], or one of two learned contexts in its place.
 
     `null` stands for "no condition" (classifier-free guidance, Ho & Salimans 2022), `blocked` for a hazardous one:
     the denoiser learns to render the blocked card from it.
@@ -22,7 +22,7 @@ class Conditioner(nn.Module):
     def __call__(self, states: jax.Array, drop: jax.Array, block: jax.Array) -> jax.Array:
         """drop and block bool [X] choose the learned contexts; block wins."""
         x = RMSNorm(name="norm")(states)
-        x = jax.nn.gelu(Linear((self.dim,), ("embed", None), use_bias=True, name="up")(x))
+        x = jax.nn.gelu(Linear((self.dim,), (None, "embed", None), use_bias=True, name="up")(x))
         x = Linear((self.dim,), ("embed", None), use_bias=True, name="out")(x)
 
         def learned(name):

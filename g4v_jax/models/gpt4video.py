@@ -28,6 +28,14 @@ class Outputs:
     velocity_target: Array  # f32 [B G t h w c]
 
 
+@struct.dataclass
+class Reading:
+    """Rows before and after the LLM."""
+
+    inputs: Array  # [B S D] words, with summary tokens and queries in their places
+    hidden: Array  # [B S D] final states
+
+
 def merge(x: jax.Array) -> jax.Array:
     """[B M ...] -> [B·M ...]: slots become rows of a tower's batch."""
     return x.reshape(-1, *x.shape[2:])
@@ -36,9 +44,10 @@ def merge(x: jax.Array) -> jax.Array:
 class GPT4Video(nn.Module):
     """The towers and how they meet.
 
-    The denoiser attends to the states of a generation's N queries and of the `caption_window` tokens before them,
-    which hold the caption that the model has just written: a direct way for its words, which a model trained from
-    nothing learns far sooner than to gather them in its queries. 0 leaves the queries alone.
+    The denoiser attends to a generation's N queries and to the `caption_window` tokens before them, which hold the
+    caption that the model has just written: a direct way for its words, which a model trained from nothing learns far
+    sooner than to gather them in its queries. 0 leaves the queries alone. Of each position it gets the LLM's final
+    state, made to foretell the next word, and what went in, which says what this word is.
     """
 
     vision: Vision
@@ -58,14 +67,15 @@ class GPT4Video(nn.Module):
 
     def __call__(self, batch: Batch, draws: Draws) -> Outputs:
         """The training forward pass."""
-        hidden = self.read(batch)
-        states = self.query_states(hidden, batch)
+        reading = self.read(batch)
+        states = self.query_states(reading, batch)
         blocked = merge(batch.gen_blocked & draws.gate)
         context = self.conditioner(merge(states), merge(draws.drop), blocked)
         velocity, target = self._denoise(batch.gen_targets, draws, context)
         if self.is_initializing():  # training never decodes, but a run's weights hold the decoder for rendering
             self.autoencoder.decode_normalised(merge(draws.noise))
-        return Outputs(self.llm.logits(hidden), self.hazard_logits(hidden, batch.hazard_position), velocity, target)
+        hazard = self.hazard_logits(reading.hidden, batch.hazard_position)
+        return Outputs(self.llm.logits(reading.hidden), hazard, velocity, target)
 
     def watch(self, clips: jax.Array, times: jax.Array) -> jax.Array:
         """clips u8 [X T H W 3], times f32 [X T] -> summary tokens [X Q D]."""
@@ -79,12 +89,13 @@ class GPT4Video(nn.Module):
         x = self.llm.embed(batch.tokens, self.dtype)
         return splice(x, summary, batch.clip_index, self.queries, batch.query_index)
 
-    def read(self, batch: Batch) -> jax.Array:
-        """The LLM's final states of every position [B S D]."""
-        return self.llm.hidden(self.embed(batch), batch.positions, batch.segments)
+    def read(self, batch: Batch) -> Reading:
+        """Every position of every row through the LLM."""
+        inputs = self.embed(batch)
+        return Reading(inputs, self.llm.hidden(inputs, batch.positions, batch.segments))
 
-    def query_states(self, hidden: jax.Array, batch: Batch) -> jax.Array:
-        """States of each slot's caption window and queries [B G M D], M = caption_window + N.
+    def query_states(self, reading: Reading, batch: Batch) -> jax.Array:
+        """Inputs and states at each slot's caption window and queries [B G M 2 D], M = caption_window + N.
 
         Tokens of the window that belong to another example are zero; an empty slot has states of no meaning.
         """
@@ -92,15 +103,16 @@ class GPT4Video(nn.Module):
         positions = query_positions(batch.query_index, slots * self.num_queries)
         first = positions[:, :: self.num_queries]
         window = first[..., None] + jnp.arange(-self.caption_window, self.num_queries)
-        window = window.reshape(hidden.shape[0], -1)
-        states = take(hidden, window)  # a position before the row takes zeros
+        window = window.reshape(first.shape[0], -1)
+        both = jnp.concatenate([reading.inputs, reading.hidden], axis=-1)
+        states = take(both, window)  # a position before the row takes zeros
 
         def owner(at):
             return jnp.take_along_axis(batch.segments, jnp.maximum(at, 0), axis=1)
 
         own = owner(window).reshape(*first.shape, -1) == owner(first)[..., None]
-        states = states.reshape(*first.shape, -1, hidden.shape[-1])
-        return states * own[..., None].astype(states.dtype)
+        states = states.reshape(*own.shape, 2, -1)
+        return states * own[..., None, None].astype(states.dtype)
 
     def hazard_logits(self, hidden: jax.Array, positions: jax.Array) -> jax.Array:
         """positions i32 [B E] -> f32 [B E]: log odds that the turn which ends there asks for, or shows, a hazard."""

@@ -33,6 +33,7 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    multipliers: dict = dataclasses.field(default_factory=dict)  # tower -> factor on its learning rates
     statistic_rate: float = 0.02  # of latent statistics: mean ← mean + rate·(batch mean - mean)
 
     def __post_init__(self):
@@ -40,6 +41,10 @@ class Optimizer:
             value = getattr(self, field)
             if value not in known:
                 raise UserError(f"optimizer.{field}: unknown {value!r}{nearest(value, known)}")
+
+        for tower, factor in self.multipliers.items():
+            if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
+                raise UserError(f"optimizer.multipliers.{tower} is {factor!r}; expected a factor above 0")
 
     def rate(self, peak: float, steps: int) -> optax.Schedule:
         """Learning rate by step for a run of `steps`."""
@@ -53,7 +58,10 @@ class Optimizer:
         return optax.join_schedules([warmup, after], [self.warmup_steps])
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The transformation for a run of `steps`; its state follows the trainable tree leaf by leaf."""
+        """The transformation for a run of `steps`; its state follows the trainable tree leaf by leaf.
+
+        Its `init` raises UserError where a multiplier names no trainable tower.
+        """
         adam = dict(b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay, mask=_decayed)
         rules = {
             "adamw": optax.adamw(self.rate(self.learning_rate, steps), **adam),
@@ -68,7 +76,8 @@ class Optimizer:
             )
         learned = optax.partition(rules, _map_paths(self._rule))
         clip = optax.masked(optax.clip_by_global_norm(self.clip_norm), _map_paths(lambda p, _: not STATISTIC.match(p)))
-        return optax.chain(clip, learned)
+        scales = [optax.masked(optax.scale(factor), _in_tower(name)) for name, factor in self.multipliers.items()]
+        return optax.chain(clip, learned, *scales)
 
     def _rule(self, path: str, leaf) -> str:
         if STATISTIC.match(path):
@@ -84,6 +93,17 @@ def _map_paths(function):
         return unflatten({path: function(path, leaf) for path, leaf in flatten(tree).items()})
 
     return over
+
+
+def _in_tower(tower: str):
+    """Mask of one tower's learned leaves."""
+
+    def mask(tree):
+        if tower not in tree:
+            raise UserError(f"optimizer.multipliers: no trainable tower {tower!r}{nearest(tower, tree)}")
+        return _map_paths(lambda path, _: path.split("/")[0] == tower and not STATISTIC.match(path))(tree)
+
+    return mask
 
 
 def _decayed(tree):

@@ -1,0 +1,151 @@
+"""Optimizers: schedules, AdamW and Muon against their formulas, and which leaf gets which rule."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from g4v_jax import trees
+from g4v_jax.errors import UserError
+from g4v_jax.train.optim import Optimizer
+
+PEAK, WARMUP, TOTAL = 0.1, 4, 24
+
+
+def normal(*shape, seed=0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+
+
+def weights() -> dict:
+    """A layer's kernels, stacked twice, and leaves of every other kind."""
+    return {
+        "llm": {
+            "layers": {
+                "attention": {
+                    "q": {"kernel": normal(2, 6, 2, 3), "lora_a": normal(2, 6, 2)},
+                    "o": {"kernel": normal(2, 2, 3, 6, seed=1)},
+                },
+                "mlp": {"up": {"kernel": normal(2, 6, 8), "bias": normal(2, 8)}},
+                "norm": {"scale": normal(2, 6)},
+            },
+            "embedding": {"table": normal(9, 6)},
+            "head": {"kernel": normal(6, 9)},
+        },
+        "autoencoder": {"latent_mean": normal(4), "latent_square": normal(4, seed=1)},
+    }
+
+
+IN_LAYERS = {f"llm/layers/{name}/kernel" for name in ("attention/q", "attention/o", "mlp/up")}
+KERNELS = IN_LAYERS | {"llm/head/kernel"}
+STATISTICS = {"autoencoder/latent_mean", "autoencoder/latent_square"}
+
+
+def updates_of(optimizer: Optimizer, gradients: list[dict]) -> list[dict]:
+    """Flat updates of `weights()`, which stay as they are, under gradients given one after another."""
+    built, params = optimizer.build(TOTAL), weights()
+    state, update, updates = built.init(params), tiny.jit(built.update), []
+    for gradient in gradients:
+        new, state = update(gradient, state, params)
+        updates.append(trees.flatten(jax.device_get(new)))
+    return updates
+
+
+def random_gradients(seed: int, scale: float = 1.0) -> dict:
+    paths = trees.flatten(weights())
+    return trees.unflatten({path: scale * normal(*leaf.shape, seed=seed) for path, leaf in paths.items()})
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_schedules(schedule):
+    rate = Optimizer(schedule=schedule, warmup_steps=WARMUP, final=0.2).rate(PEAK, TOTAL)
+    for step in range(WARMUP):
+        assert float(rate(step)) == pytest.approx(PEAK * (1 + step * 3 / 4) / 4)  # from a quarter of the peak
+    half = (TOTAL + WARMUP) // 2
+    expected = {"constant": (PEAK, PEAK), "linear": (0.6 * PEAK, 0.2 * PEAK), "cosine": (0.6 * PEAK, 0.2 * PEAK)}
+    assert (float(rate(half)), float(rate(TOTAL))) == pytest.approx(expected[schedule])
+    assert float(rate(WARMUP)) == pytest.approx(PEAK)
+    quarter = {"constant": 1, "linear": 0.8, "cosine": 0.2 + 0.8 * (1 + 0.5**0.5) / 2}
+    assert float(rate(WARMUP + (TOTAL - WARMUP) // 4)) == pytest.approx(quarter[schedule] * PEAK)
+    assert float(Optimizer(warmup_steps=0).rate(PEAK, TOTAL)(0)) == pytest.approx(PEAK)
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    for field, value, known in (("name", "adam", "adamw"), ("schedule", "cosinus", "cosine")):
+        with pytest.raises(UserError, match=f"optimizer.{field}: unknown '{value}'; did you mean '{known}'"):
+            Optimizer(**{field: value})
+
+
+def test_adamw_follows_its_formula_and_decays_kernels_alone():
+    """Three steps in float64: gradients clipped together, without the statistics, which only follow their average."""
+    optimizer = Optimizer(learning_rate=PEAK, warmup_steps=WARMUP, weight_decay=0.3, clip_norm=2.0, statistic_rate=0.05)
+    gradients = [random_gradients(1, 10.0), random_gradients(2, 0.01), random_gradients(3, 1.0)]
+    updates = updates_of(optimizer, gradients)
+    first, second = {}, {}
+    for step, (gradient, update) in enumerate(zip(gradients, updates)):
+        gradient = trees.flatten(jax.tree.map(np.float64, gradient))
+        norm = np.sqrt(sum(np.sum(g**2) for path, g in gradient.items() if path not in STATISTICS))
+        assert (norm > 2.0) == (step != 1)  # the second is not clipped
+        rate = PEAK * (1 + step * 3 / 4) / 4
+        for path, param in trees.flatten(weights()).items():
+            if path in STATISTICS:
+                expected = -0.05 * gradient[path]
+            else:
+                g = gradient[path] * min(1.0, 2.0 / norm)
+                first[path] = 0.9 * first.get(path, 0.0) + 0.1 * g
+                second[path] = 0.95 * second.get(path, 0.0) + 0.05 * g**2
+                direction = first[path] / (1 - 0.9 ** (step + 1))
+                direction = direction / (np.sqrt(second[path] / (1 - 0.95 ** (step + 1))) + 1e-8)
+                expected = -rate * (direction + (0.3 * param if path in KERNELS else 0.0))
+            np.testing.assert_allclose(update[path], expected, atol=2e-6, rtol=1e-5, err_msg=path)
+
+
+def test_muon_makes_the_updates_of_layer_kernels_orthogonal_and_leaves_the_rest_to_adamw():
+    options = dict(learning_rate=PEAK, muon_learning_rate=PEAK, warmup_steps=0, schedule="constant")
+    muon = updates_of(Optimizer(name="muon", **options), [random_gradients(1)])[0]
+    adamw = updates_of(Optimizer(**options), [random_gradients(1)])[0]
+    for path in muon.keys() - IN_LAYERS:
+        np.testing.assert_allclose(muon[path], adamw[path], atol=1e-6, err_msg=path)
+    gradients = trees.flatten(random_gradients(1))
+    for path in IN_LAYERS:
+        for gradient, layer in zip(gradients[path], muon[path]):  # as matrices, each takes 6 numbers in
+            before, after = (np.linalg.svd(x.reshape(6, -1), compute_uv=False) for x in (gradient, layer))
+            assert after.max() < 2 * after.min() and before.max() > 2 * before.min(), path
+
+
+def test_muon_treats_each_layer_alone():
+    one, other = random_gradients(1), random_gradients(1)
+    for path, leaf in trees.flatten(other).items():
+        if path in IN_LAYERS:
+            leaf[1] = normal(*leaf[1].shape, seed=9)
+    options = Optimizer(name="muon", warmup_steps=0, clip_norm=1e6)
+    a, b = (updates_of(options, [gradients])[0] for gradients in (one, other))
+    for path in IN_LAYERS:
+        np.testing.assert_allclose(a[path][0], b[path][0], atol=1e-6)
+        assert np.abs(a[path][1] - b[path][1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_without_a_gradient_kernels_decay_and_nothing_else_moves(name):
+    optimizer = Optimizer(name=name, learning_rate=PEAK, muon_learning_rate=PEAK, warmup_steps=0, weight_decay=0.5)
+    update = updates_of(optimizer, [jax.tree.map(np.zeros_like, weights())])[0]
+    for path, param in trees.flatten(weights()).items():
+        expected = -PEAK * 0.5 * param if path in KERNELS else np.zeros_like(param)
+        np.testing.assert_allclose(update[path], expected, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_multiplier_scales_all_learned_updates_of_its_tower(name):
+    options = dict(name=name, learning_rate=PEAK, muon_learning_rate=PEAK, warmup_steps=0, weight_decay=0.5)
+    plain = updates_of(Optimizer(**options), [random_gradients(1)])[0]
+    scaled = updates_of(Optimizer(**options, multipliers={"llm": 3.0, "autoencoder": 2.0}), [random_gradients(1)])[0]
+    for path in plain:
+        factor = 1.0 if path in STATISTICS else 3.0
+        np.testing.assert_allclose(scaled[path], factor * plain[path], rtol=1e-6, err_msg=path)
+
+
+def test_a_multiplier_of_no_tower_or_no_factor_is_named():
+    with pytest.raises(UserError, match="optimizer.multipliers: no trainable tower 'lm'; did you mean 'llm'"):
+        Optimizer(multipliers={"lm": 2.0}).build(TOTAL).init(weights())
+    for factor in (0.0, -1.0, "2", True):
+        with pytest.raises(UserError, match="optimizer.multipliers.llm is .*; expected a factor above 0"):
+            Optimizer(multipliers={"llm": factor})
