@@ -53,7 +53,8 @@ def _plain(error: Exception) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if "Traceback (most recent call last)" in text:
         text = text.strip().splitlines()[-1]
-    return " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
+    text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
+    return text[1:-1] if text[:1] == text[-1:] == "'" and text.count("'") > 2 else text  # quoted as a whole
 
 
 def read(kind: type, section: ConfigDict | dict, path: str, **derived):

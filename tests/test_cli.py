@@ -62,7 +62,7 @@ def test_an_empty_folder_and_a_bad_line_are_named(capsys, tmp_path):
 
 def test_a_workdir_of_another_config_says_what_differs(capsys, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"seed": 7}))
-    said = fails(capsys, "train", QUICKSTART, f"--workdir={tmp_path}")
+    said = fails(capsys, "train", QUICKSTART, "--config.rows.rows=8", f"--workdir={tmp_path}")
     assert "another config" in said
     assert list(tmp_path.iterdir()) == [tmp_path / "config.json"]
 

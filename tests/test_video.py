@@ -81,7 +81,7 @@ def test_rotation_is_applied(tmp_path):
     assert turned[0, 2, 29, 0] > 200 and turned[0, 2, 2, 0] < 50  # top right
 
 
-def test_damaged_files_name_the_file(clip):
+def test_damaged_files_name_the_file(clip, tmp_path):
     noise = np.random.default_rng(0).bytes(4000)
     middle = clip.find(b"mdat") + 300
     cases = {
@@ -95,9 +95,12 @@ def test_damaged_files_name_the_file(clip):
         "list": b"ffconcat version 1.0\nfile '/etc/hostname'\n",
     }
     for name, data in cases.items():
-        for read in (lambda: video.decode(data, 4, 16, name), lambda: video.probe(data, name)):
-            with pytest.raises(UserError, match=f"^{name}: "):
-                read()
+        path = tmp_path / name
+        path.write_bytes(data)
+        for given in (data, path):
+            for read in (lambda: video.decode(given, 4, 16, name), lambda: video.probe(given, name)):
+                with pytest.raises(UserError, match=f"^{name}: "):
+                    read()
 
 
 def test_too_few_frames_and_missing_files(clip, tmp_path):

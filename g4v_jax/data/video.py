@@ -102,10 +102,13 @@ def _open(data: bytes | str | os.PathLike, name: str) -> Iterator[tuple]:
         raise UserError(f"{name}: cannot be opened ({error.strerror})") from None
     with file:
         try:
+            if not file.read(1):
+                raise UserError(f"{name}: the file is empty")
+            file.seek(0)
             # Opening decodes a frame to learn the format, so the bound must be there already ...
             bound = {"max_pixels": str(MAX_PIXELS)}
             container = av.open(file, options={"format_whitelist": CONTAINERS}, stream_options=[bound])
-        except (av.error.FFmpegError, ValueError) as error:
+        except (av.error.FFmpegError, OSError, ValueError) as error:
             raise UserError(f"{name}: not a readable video ({getattr(error, 'strerror', None) or error})") from error
         with container:
             if not container.streams.video:

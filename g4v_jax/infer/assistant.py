@@ -4,6 +4,7 @@ Batched, jitted, and built on the same rows as training. Knows nothing of config
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -55,6 +56,7 @@ class Assistant:
     spec: SampleSpec
     mesh: jax.sharding.Mesh
     threshold: float = 0.5
+    counts: Counter = dataclasses.field(default_factory=Counter)  # cut_tokens of questions that were too long
 
     def answer(self, dialogues: Sequence[Sequence[Turn]]) -> list[Reply]:
         """Answer dialogues that end with a user's turn, greedily.
@@ -102,7 +104,7 @@ class Assistant:
 
     def _batch(self, dialogues: Sequence[Sequence[Turn]]) -> Batch:
         shape = dataclasses.replace(self.shape, rows=self.spec.rows, targets=1)
-        examples = [dialogue(turns, self.tokenizer, shape, open=True) for turns in dialogues]
+        examples = [dialogue(turns, self.tokenizer, shape, open=True, counts=self.counts) for turns in dialogues]
         tokens = -(-max(len(one["tokens"]) for one in examples) // BUCKET) * BUCKET
         clips = max(1, max(len(one["clips"]) for one in examples))
         hazards = max(1, max(len(one["hazard_position"]) for one in examples))
