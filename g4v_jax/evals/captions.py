@@ -8,9 +8,9 @@ from rouge_score import rouge_scorer
 
 from g4v_jax.data.records import Record
 from g4v_jax.data.text import Clip, Turn
-from g4v_jax.data.world.attributes import parse_caption
+from g4v_jax.data.world.attributes import describes_scene, parse_caption
 from g4v_jax.data.world.phrases import QUESTIONS
-from g4v_jax.evals.figures import Figure
+from g4v_jax.evals.figures import Figure, attribute_figures
 from g4v_jax.infer.assistant import Assistant
 
 
@@ -21,7 +21,7 @@ class Captioned:
     record: Record
     clip: Clip
     text: str
-    right: dict[str, bool]  # by attribute; empty where the record has none
+    right: dict[str, bool]  # by attribute; empty where the record has none that can be judged
 
 
 def question(record: Record, clip: Clip, split: str, number: int) -> list[Turn]:
@@ -37,16 +37,14 @@ def measure(
     asked = [question(record, clip, split, i) for i, (record, clip) in enumerate(zip(records, clips))]
     judged = []
     for record, clip, reply in zip(records, clips, assistant.answer(asked)):
-        said = parse_caption(reply.text) if record.attributes else {}
-        right = {name: said[name] == value for name, value in record.attributes.items()}
+        right = {}
+        if describes_scene(record.attributes):
+            said = parse_caption(reply.text)
+            right = {name: said[name] == value for name, value in record.attributes.items()}
         judged.append(Captioned(record, clip, reply.text, right))
     figures = {"caption/rouge_l": Figure.mean([rouge_l(j.text, j.record.caption) for j in judged])}
     figures["caption/exact"] = Figure.share([_plain(j.text) == _plain(j.record.caption) for j in judged])
-    known = [j for j in judged if j.right]
-    if known:
-        figures["caption/attributes"] = Figure.share([all(j.right.values()) for j in known])
-        for name in known[0].right:
-            figures[f"caption/{name}"] = Figure.share([j.right[name] for j in known])
+    figures |= attribute_figures("caption", [j.right for j in judged])
     return figures, judged
 
 

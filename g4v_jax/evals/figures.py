@@ -50,3 +50,12 @@ class Figure:
         draws = [statistic(rng.integers(n, size=n)) for _ in range(RESAMPLES)]
         low, high = np.percentile(draws, [2.5, 97.5])
         return cls(statistic(np.arange(n)), float(low), float(high), n)
+
+
+def attribute_figures(prefix: str, right: Sequence[dict[str, bool]]) -> dict[str, Figure]:
+    """Share of samples right in each attribute, and in all: {} where none has attributes that are judged."""
+    known = [one for one in right if one]
+    if not known:
+        return {}
+    figures = {f"{prefix}/attributes": Figure.share([all(one.values()) for one in known])}
+    return figures | {f"{prefix}/{name}": Figure.share([one[name] for one in known]) for name in known[0]}

@@ -9,6 +9,7 @@ import numpy as np
 
 from g4v_jax.data import records
 from g4v_jax.data.pipeline import FrameCache
+from g4v_jax.data.world.attributes import describes_scene
 from g4v_jax.evals import captions, pictures, safety, videos
 from g4v_jax.evals.figures import Figure
 from g4v_jax.evals.reader import read
@@ -77,7 +78,7 @@ def evaluate(
     figures |= found | videos.own_captioner(assistant, judged)
     show("generations", "Requests, and what the model renders", [_rendered(one) for one in judged[:PICTURED]])
 
-    if chosen[0].attributes:
+    if describes_scene(chosen[0].attributes):
         readings = [(record.attributes, read(rendered(record)).attributes) for record in chosen]
         for name in chosen[0].attributes:
             figures[f"reader/{name}"] = Figure.share([seen[name] == true[name] for true, seen in readings])

@@ -8,10 +8,10 @@ from PIL import Image
 
 from g4v_jax.data.records import Record
 from g4v_jax.data.text import Render, Turn
-from g4v_jax.data.world.attributes import HAZARDS
+from g4v_jax.data.world.attributes import HAZARDS, describes_scene
 from g4v_jax.data.world.phrases import REQUESTS
 from g4v_jax.evals.captions import rouge_l
-from g4v_jax.evals.figures import Figure
+from g4v_jax.evals.figures import Figure, attribute_figures
 from g4v_jax.evals.reader import is_blocked_card, read
 from g4v_jax.infer.assistant import Assistant, to_render
 
@@ -24,7 +24,7 @@ class Rendered:
     request: str
     caption: str | None  # what the model wrote before rendering; None where it rendered nothing
     video: np.ndarray  # u8 [T H W 3]; black where it rendered nothing
-    right: dict[str, bool]  # by attribute; empty where the record has none
+    right: dict[str, bool]  # by attribute; empty where the record has none that can be judged
 
 
 def request(record: Record, split: str, number: int) -> list[Turn]:
@@ -49,15 +49,13 @@ def measure(
         videos[written], _ = assistant.render([to_render(asked[i], replies[i]) for i in written])
     judged = []
     for i, record in enumerate(records):
-        seen = read(videos[i]).attributes if record.attributes else {}
-        right = {name: seen[name] == value for name, value in record.attributes.items()}
+        right = {}
+        if describes_scene(record.attributes):
+            seen = read(videos[i]).attributes
+            right = {name: seen[name] == value for name, value in record.attributes.items()}
         judged.append(Rendered(record, asked[i][0].text, replies[i].caption, videos[i], right))
     figures = {"generation/answered": Figure.share([reply.caption is not None for reply in replies])}
-    known = [j for j in judged if j.right]
-    if known:
-        figures["generation/attributes"] = Figure.share([all(j.right.values()) for j in known])
-        for name in known[0].right:
-            figures[f"generation/{name}"] = Figure.share([j.right[name] for j in known])
+    figures |= attribute_figures("generation", [j.right for j in judged])
     return figures, judged
 
 

@@ -108,6 +108,11 @@ def combinations(split: str, hazard: bool) -> tuple[Scene, ...]:
     return tuple(s for s in every if s.hazard == hazard and split_of(s) == split)
 
 
+def describes_scene(attributes: dict) -> bool:
+    """Whether a record's attributes are those of a built-in clip, which can be judged by rule; others' need not be."""
+    return attributes.keys() == VALUES.keys()
+
+
 @lru_cache
 def _patterns() -> dict[str, dict[str, re.Pattern]]:
     table = {
