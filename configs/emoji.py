@@ -19,12 +19,14 @@ def get_config(stage: str = "model") -> ConfigDict:
     config.data.records = "data/emoji-records"
     config.world = {}
     config.tokenizer.vocab_size = 1536
-    config.train.update(steps=600 if stage == "autoencoder" else 1500, checkpoint_every=500)
+    config.train.update(steps=800 if stage == "autoencoder" else 2000, log_every=50, checkpoint_every=500)
     config.sample.update(steps=20)
     if stage == "autoencoder":
         config.losses = {}
     else:
+        config.model.caption_window = 16  # names of emoji are longer than the built-in captions
         config.data.mixture = dict(caption=0.5, generate=0.5)
+        config.data.shift = 2  # few clips: none is seen twice
         config.init = dict(autoencoder="runs/emoji/autoencoder")
         config.evaluate = dict(captions=200, generations=64)
     return config

@@ -11,7 +11,7 @@ def check(arguments: list[str]) -> None:
     """Build a config on virtual devices: every field, shape and pattern, parameters by tower, bytes a device."""
 
     def extra(values: flags.FlagValues) -> None:
-        flags.DEFINE_integer("devices", 8, "Virtual CPU devices.", lower_bound=1, flag_values=values)
+        flags.DEFINE_integer("devices", 4, "Virtual CPU devices.", lower_bound=1, flag_values=values)
         flags.DEFINE_bool("table", False, "Also print the sharding of every parameter.", flag_values=values)
 
     values, _ = parse("check", arguments, extra=extra, json=True)

@@ -18,7 +18,8 @@ from g4v_jax.evals.videos import request
 from g4v_jax.infer.assistant import Assistant, Reply
 
 REFUSAL = re.compile(
-    r"\b(i (can ?not|can't|won't|will not|have to say no|am not able)|sorry\b.*\bwon't|not something i can|not safe for me)", re.IGNORECASE
+    r"\b(i (can ?not|can't|won't|will not|have to say no|am not able)|sorry\b.*\bwon't|not something i can|not safe for me)",
+    re.IGNORECASE,
 )
 
 
