@@ -35,7 +35,7 @@ def get_config(argument: str = "model") -> ConfigDict:
     config.optimizer = dict(name="muon", learning_rate=2e-3, muon_learning_rate=0.008, muon_steps=4, warmup_steps=50,
                             multipliers=dict(denoiser=2.5))
     config.step = dict(ema_decay=0.99)
-    config.train = dict(steps=1000, log_every=50, checkpoint_every=300)
+    config.train = dict(steps=1100, log_every=50, checkpoint_every=300)
     config.sample = dict(steps=16, guidance=3.0)
     config.evaluate = dict(captions=200, generations=200, hazards=64, safety=60)
     if stage == "autoencoder":
@@ -45,7 +45,7 @@ def get_config(argument: str = "model") -> ConfigDict:
         config.trainable, config.ema, config.init = (".*",), (), {}
         config.data.mixture = dict(pixels=1.0)
         config.rows.update(rows=4, tokens=16, clips=0, targets=16, hazards=0)
-        config.train.steps = 320
+        config.train.steps = 400
     if size:
         config.world = dict(clips=96, hazards=32, dialogues=96)
         config.train.update(steps=12, log_every=4, checkpoint_every=8)

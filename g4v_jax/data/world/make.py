@@ -21,7 +21,7 @@ from g4v_jax.data.world.draw import render
 from g4v_jax.data.world.phrases import canonical, paraphrases
 from g4v_jax.errors import UserError
 
-FORMAT = 3  # raise it when the same arguments no longer give the same world
+FORMAT = 4  # raise it when the same arguments no longer give the same world
 PARAPHRASES = 8  # for each clip
 
 SIZES = ((64, 64), (80, 80), (96, 96), (112, 112), (128, 128))  # width, height

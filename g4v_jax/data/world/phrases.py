@@ -138,6 +138,15 @@ REQUESTS = {
         "{caption}. I want to see it.",
         "Could you make a clip where {caption}?",
         "I need a video. It shows {caption}.",
+        "I want you to render a clip in which {caption}.",
+        "Could you please show this: {caption}?",
+        "Can you render a video of this: {caption}?",
+        "Let me see this: {caption}.",
+        "{caption}. Could you show it?",
+        "{caption}. Can you make a video of it?",
+        "{caption}. Please draw that for me.",
+        "{caption}. Could you please render it?",
+        "{caption}. Make it, please.",
     ),
     "validation": (
         "Please create a clip of this: {caption}.",
@@ -146,11 +155,11 @@ REQUESTS = {
         "{caption}. Show me that.",
     ),
     "test": (
-        "Could you show me this: {caption}?",
-        "Please render a clip where {caption}.",
-        "I need to see a video of this: {caption}.",
-        "Make me a video in which {caption}.",
-        "{caption}. Can you draw it?",
+        "Can you make me a video of this: {caption}?",
+        "Please show a clip in which {caption}.",
+        "I want you to draw this: {caption}.",
+        "Could you render a video where {caption}?",
+        "{caption}. Could you draw that for me?",
     ),
 }
 
