@@ -4,6 +4,8 @@ A config is data: `get_config() -> ml_collections.ConfigDict`. Its sections name
 they configure, so a default lives in the field it belongs to, and a key that no field has is an error.
 """
 
+import ast
+import contextlib
 import dataclasses
 import json
 import sys
@@ -49,12 +51,14 @@ def define_config(values: flags.FlagValues, default: str | None, arguments: list
 
 
 def _plain(error: Exception) -> str:
-    """One line: of a traceback told inside a message the last, and of a message quoted inside another its text."""
+    """One line: of a traceback told inside a message the last, and of a message that is another's `repr` its text."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if "Traceback (most recent call last)" in text:
         text = text.strip().splitlines()[-1]
-    text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
-    return text[1:-1] if text[:1] == text[-1:] == "'" and text.count("'") > 2 else text  # quoted as a whole
+    if text[:1] in ("'", '"'):
+        with contextlib.suppress(SyntaxError, ValueError):
+            text = str(ast.literal_eval(text))
+    return " ".join(text.split())
 
 
 def read(kind: type, section: ConfigDict | dict, path: str, **derived):

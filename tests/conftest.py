@@ -12,3 +12,20 @@ def mesh():
     from g4v_jax.sharding import make_mesh
 
     return make_mesh({"fsdp": -1})
+
+
+@pytest.fixture
+def one_device():
+    """The mesh of `tiny`'s model: one device."""
+    import tiny
+
+    with jax.set_mesh(tiny.build().mesh):
+        yield
+
+
+@pytest.fixture(scope="session")
+def model():
+    """`tiny`'s model."""
+    import tiny
+
+    return tiny.build().model

@@ -116,6 +116,13 @@ def test_greedy_answers_equal_reading_everything_again_for_every_token(dialogues
         assert reply.hazard == pytest.approx(hazard, abs=1e-5)
 
 
+def test_a_reply_tells_how_much_of_its_own_dialogue_was_cut(dialogues):
+    long = [Turn("user", "go up " * BUILD.shape.tokens)]
+    short, cut = make().answer([dialogues[0], long])
+    assert short.cut == 0 < cut.cut
+    assert make().answer([dialogues[0]])[0].cut == 0
+
+
 def test_answers_do_not_depend_on_who_else_is_asked(dialogues):
     """Four in two parts of three rows, or each alone: other rows, another length, other slots."""
     assistant = stopping(-1, -2)

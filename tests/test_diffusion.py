@@ -6,16 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import normal
 
 from g4v_jax import rng
 from g4v_jax.diffusion import flow, sampler
 from g4v_jax.losses.generation import flow_matching
 
 LATENTS = (2, 1, 2, 2, 3)
-
-
-def normal(*shape, seed=0) -> np.ndarray:
-    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
 # The path and its target

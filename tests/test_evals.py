@@ -32,9 +32,10 @@ class Table:
         return [self.replies[i % len(self.replies)] for i in range(len(self.asked))]
 
     def render(self, dialogues, gate=True):
-        closed = np.full(len(dialogues), gate)
-        shown = [self.clips["card" if gate else turns[-1].render.caption] for turns in dialogues]
-        return np.stack(shown), closed
+        """With a card in the table the gate is always closed, as long as it is on."""
+        closed = gate and "card" in self.clips
+        shown = [self.clips["card" if closed else turns[-1].render.caption] for turns in dialogues]
+        return np.stack(shown), np.full(len(dialogues), closed)
 
 
 def record(scene: Scene | None, caption: str = "", **fields) -> Record:
@@ -103,7 +104,6 @@ def test_attributes_of_other_worlds_are_not_judged():
     figures, judged = captions.measure(assistant, foreign, [None], "test")
     assert judged[0].right == {} and set(figures) == {"caption/rouge_l", "caption/exact"}
     assert 0.7 < figures["caption/rouge_l"].value < 1  # four of five words
-    assistant.render = lambda dialogues: (np.stack([clip_of(SCENES[0])] * len(dialogues)), None)
     figures, judged = videos.measure(assistant, foreign, "test")
     assert judged[0].right == {} and set(figures) == {"generation/answered"}
 
@@ -121,7 +121,6 @@ def test_renderings_are_judged_by_what_they_show():
     other = dataclasses.replace(SCENES[1], colour="red" if SCENES[1].colour != "red" else "blue")
     shown = {canonical(SCENES[0]): clip_of(SCENES[0]), canonical(SCENES[1]): clip_of(other)}
     assistant = Table(replies, shown)
-    assistant.render = lambda dialogues: (np.stack([shown[turns[-1].render.caption] for turns in dialogues]), None)
     figures, judged = videos.measure(assistant, [record(scene) for scene in SCENES[:3]], "test")
     assert [all(one.right.values()) for one in judged] == [True, False, False]
     assert figures["generation/answered"].value == pytest.approx(2 / 3)

@@ -5,16 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-
-@pytest.fixture(autouse=True)
-def one_device():
-    with jax.set_mesh(tiny.build().mesh):
-        yield
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.build().model
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from tiny import normal
 
 from g4v_jax.models.autoencoder import TIME_STRIDE, Autoencoder, to_pixels, to_signed
 from g4v_jax.models.conditioner import Conditioner
@@ -16,20 +17,7 @@ from g4v_jax.models.llm import LLM
 from g4v_jax.models.splice import query_positions, splice, take
 from g4v_jax.models.vision import Vision
 
-
-@pytest.fixture(autouse=True)
-def one_device():
-    with jax.set_mesh(tiny.build().mesh):
-        yield
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.build().model
-
-
-def normal(*shape, seed=0) -> np.ndarray:
-    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def pixels(*shape, seed=0) -> np.ndarray:

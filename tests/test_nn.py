@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+from tiny import normal
 
 from g4v_jax.nn import rope
 from g4v_jax.nn.attention import Attention, Cache, attend, packed_mask
@@ -16,15 +16,7 @@ from g4v_jax.nn.mlp import MLP
 from g4v_jax.nn.norms import LayerNorm, RMSNorm
 from g4v_jax.nn.stack import scan
 
-
-@pytest.fixture(autouse=True)
-def one_device():
-    with jax.set_mesh(tiny.build().mesh):
-        yield
-
-
-def normal(*shape, seed=0) -> np.ndarray:
-    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def init(module, *args, **kwargs) -> dict:

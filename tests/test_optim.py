@@ -4,16 +4,13 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from tiny import normal
 
 from g4v_jax import trees
 from g4v_jax.errors import UserError
 from g4v_jax.train.optim import Optimizer
 
 PEAK, WARMUP, TOTAL = 0.1, 4, 24
-
-
-def normal(*shape, seed=0) -> np.ndarray:
-    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
 def weights() -> dict:

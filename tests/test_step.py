@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from tiny import normal
 
 from g4v_jax import trees
 from g4v_jax.build import Build
@@ -21,10 +22,6 @@ from g4v_jax.types import Term
 
 MIXES = [mix for size in range(4) for mix in itertools.combinations(tiny.TASKS, size)]
 STEPS = 60
-
-
-def normal(*shape, seed=0) -> np.ndarray:
-    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
 # One program

@@ -44,6 +44,11 @@ def jit(function, **options):
     return jax.jit(function, compiler_options=QUICK, **options)
 
 
+def normal(*shape, seed=0) -> np.ndarray:
+    """The same normal numbers, float32, for the same shape and seed."""
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+
+
 def config(**changes) -> ConfigDict:
     """A config that `Build` reads; every size that a mesh axis splits divides by 8.
 

@@ -29,8 +29,7 @@ def caption(arguments: list[str]) -> None:
     build, assistant = open_run(values.workdir)
     shape = build.shape
     clips = [decode(path, shape.clip_frames, shape.clip_size, path) for path in videos]
-    replies = assistant.answer([[Turn("user", values.question, clips=[clip])] for clip in clips])
-    _tell_cut(assistant)
+    replies = _answer(assistant, [[Turn("user", values.question, clips=[clip])] for clip in clips])
     for path, reply in zip(videos, replies):
         print(f"{path}: {reply.text}")
     write_json(values.json, {p: {"text": r.text, "hazard": r.hazard} for p, r in zip(videos, replies)})
@@ -52,8 +51,7 @@ def generate(arguments: list[str]) -> int:
 
     _, assistant = open_run(values.workdir)
     request = [Turn("user", prompt if values.verbatim else f"Show me this: {prompt.rstrip('.')}.")]
-    reply = assistant.answer([request])[0]
-    _tell_cut(assistant)
+    reply = _answer(assistant, [request])[0]
     outcome = {"prompt": prompt, "text": reply.text, "caption": reply.caption, "hazard": reply.hazard}
     blocked = reply.hazard > assistant.threshold
     if reply.caption is None or blocked:
@@ -97,8 +95,7 @@ def chat(arguments: list[str]) -> None:
                 print("known: /clip FILE, /new, /quit")
             else:
                 asked = [*turns, Turn("user", line, clips=clips)]
-                reply = assistant.answer([asked])[0]
-                _tell_cut(assistant)
+                reply = _answer(assistant, [asked])[0]
                 blocked = reply.hazard > assistant.threshold
                 if reply.caption is not None and not blocked:
                     rendered += 1
@@ -127,11 +124,13 @@ def _lines():
             yield line.strip()
 
 
-def _tell_cut(assistant) -> None:
-    """Say what the last answer was made without."""
-    cut = assistant.counts.pop("cut_tokens", 0)
+def _answer(assistant, dialogues) -> list:
+    """Replies of the model; says what they were made without."""
+    replies = assistant.answer(dialogues)
+    cut = sum(reply.cut for reply in replies)
     if cut:
         print(f"too long for a row of {assistant.shape.tokens} tokens: {cut} were cut from its middle", file=sys.stderr)
+    return replies
 
 
 def _write(assistant, request, reply, path: Path, seed: int) -> None:

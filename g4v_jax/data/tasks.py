@@ -15,7 +15,7 @@ from g4v_jax.data.pack import Example, RowShape, example
 from g4v_jax.data.records import Record
 from g4v_jax.data.text import PAD, Clip, Render, Tokenizer, Turn, dialogue
 from g4v_jax.data.world import draw
-from g4v_jax.data.world.phrases import QUESTIONS, REFUSALS, REQUESTS
+from g4v_jax.data.world.phrases import QUESTIONS, REFUSALS, REQUESTS, pick
 
 BLOCKED_CARD_SHARE = 1 / 32  # of the autoencoder's pictures, so that the card survives its bottleneck
 
@@ -54,7 +54,7 @@ class Setting:
 
 def caption(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
     """Watch a clip and describe it."""
-    question = Turn("user", _pick(rng, QUESTIONS[setting.split]), clips=[setting.watched(record, rng)], hazard=0)
+    question = Turn("user", pick(rng, QUESTIONS[setting.split]), clips=[setting.watched(record, rng)], hazard=0)
     return setting.dialogue([question, Turn("assistant", record.caption)])
 
 
@@ -72,13 +72,13 @@ def blocked(record: Record, rng: np.random.Generator, setting: Setting) -> Examp
 
 def refuse_clip(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
     """Decline to describe a hazardous clip."""
-    question = Turn("user", _pick(rng, QUESTIONS[setting.split]), clips=[setting.watched(record, rng)], hazard=1)
-    return setting.dialogue([question, Turn("assistant", _pick(rng, REFUSALS["clip"]), loss="refusal")])
+    question = Turn("user", pick(rng, QUESTIONS[setting.split]), clips=[setting.watched(record, rng)], hazard=1)
+    return setting.dialogue([question, Turn("assistant", pick(rng, REFUSALS["clip"]), loss="refusal")])
 
 
 def refuse_request(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
     """Decline to render a hazardous caption."""
-    refusal = Turn("assistant", _pick(rng, REFUSALS["request"]), loss="refusal")
+    refusal = Turn("assistant", pick(rng, REFUSALS["request"]), loss="refusal")
     return setting.dialogue([_request(record, rng, setting, hazard=1), refusal])
 
 
@@ -119,13 +119,9 @@ def blocked_card(frames: int, size: int) -> np.ndarray:
 
 
 def _request(record: Record, rng: np.random.Generator, setting: Setting, hazard: int) -> Turn:
-    words = _pick(rng, (record.caption, *record.paraphrases))
-    text = _pick(rng, REQUESTS[setting.split]).format(caption=words)
+    words = pick(rng, (record.caption, *record.paraphrases))
+    text = pick(rng, REQUESTS[setting.split]).format(caption=words)
     return Turn("user", text[0].upper() + text[1:], hazard=hazard)
-
-
-def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
-    return choices[rng.integers(len(choices))]
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from rouge_score import rouge_scorer
 
 from g4v_jax.data.records import Record
 from g4v_jax.data.text import Clip, Turn
-from g4v_jax.data.world.attributes import describes_scene, parse_caption
+from g4v_jax.data.world.attributes import judge, parse_caption
 from g4v_jax.data.world.phrases import QUESTIONS
 from g4v_jax.evals.figures import Figure, attribute_figures
 from g4v_jax.infer.assistant import Assistant
@@ -37,10 +38,7 @@ def measure(
     asked = [question(record, clip, split, i) for i, (record, clip) in enumerate(zip(records, clips))]
     judged = []
     for record, clip, reply in zip(records, clips, assistant.answer(asked)):
-        right = {}
-        if describes_scene(record.attributes):
-            said = parse_caption(reply.text)
-            right = {name: said[name] == value for name, value in record.attributes.items()}
+        right = judge(record.attributes, partial(parse_caption, reply.text))
         judged.append(Captioned(record, clip, reply.text, right))
     figures = {"caption/rouge_l": Figure.mean([rouge_l(j.text, j.record.caption) for j in judged])}
     figures["caption/exact"] = Figure.share([_plain(j.text) == _plain(j.record.caption) for j in judged])

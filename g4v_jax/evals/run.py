@@ -9,10 +9,8 @@ import numpy as np
 
 from g4v_jax.data import records
 from g4v_jax.data.pipeline import FrameCache
-from g4v_jax.data.world.attributes import describes_scene
 from g4v_jax.evals import captions, pictures, safety, videos
-from g4v_jax.evals.figures import Figure
-from g4v_jax.evals.reader import read
+from g4v_jax.evals.figures import Figure, attribute_figures
 from g4v_jax.infer.assistant import Assistant
 from g4v_jax.safety.gate import choose_threshold
 
@@ -78,10 +76,7 @@ def evaluate(
     figures |= found | videos.own_captioner(assistant, judged)
     show("generations", "Requests, and what the model renders", [_rendered(one) for one in judged[:PICTURED]])
 
-    if describes_scene(chosen[0].attributes):
-        readings = [(record.attributes, read(rendered(record)).attributes) for record in chosen]
-        for name in chosen[0].attributes:
-            figures[f"reader/{name}"] = Figure.share([seen[name] == true[name] for true, seen in readings])
+    figures |= attribute_figures("reader", [videos.judge_video(record, rendered(record)) for record in chosen])
 
     held_out = safety.cases(directory, spec.split, spec.safety, watched)
     if held_out:

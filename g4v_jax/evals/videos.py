@@ -8,7 +8,7 @@ from PIL import Image
 
 from g4v_jax.data.records import Record
 from g4v_jax.data.text import Render, Turn
-from g4v_jax.data.world.attributes import HAZARDS, describes_scene
+from g4v_jax.data.world.attributes import HAZARDS, judge
 from g4v_jax.data.world.phrases import REQUESTS
 from g4v_jax.evals.captions import rouge_l
 from g4v_jax.evals.figures import Figure, attribute_figures
@@ -25,6 +25,11 @@ class Rendered:
     caption: str | None  # what the model wrote before rendering; None where it rendered nothing
     video: np.ndarray  # u8 [T H W 3]; black where it rendered nothing
     right: dict[str, bool]  # by attribute; empty where the record has none that can be judged
+
+
+def judge_video(record: Record, video: np.ndarray) -> dict[str, bool]:
+    """Which attributes of its record a clip u8 [T H W 3] shows, by the rule-based reader."""
+    return judge(record.attributes, lambda: read(video).attributes)
 
 
 def request(record: Record, split: str, number: int) -> list[Turn]:
@@ -49,10 +54,7 @@ def measure(
         videos[written], _ = assistant.render([to_render(asked[i], replies[i]) for i in written])
     judged = []
     for i, record in enumerate(records):
-        right = {}
-        if describes_scene(record.attributes):
-            seen = read(videos[i]).attributes
-            right = {name: seen[name] == value for name, value in record.attributes.items()}
+        right = judge_video(record, videos[i])
         judged.append(Rendered(record, asked[i][0].text, replies[i].caption, videos[i], right))
     figures = {"generation/answered": Figure.share([reply.caption is not None for reply in replies])}
     figures |= attribute_figures("generation", [j.right for j in judged])

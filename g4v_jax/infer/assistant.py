@@ -5,8 +5,9 @@ Batched, jitted, and built on the same rows as training. Knows nothing of config
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import repeat
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ class Reply:
     text: str
     caption: str | None  # between <video> marks; None where it renders nothing
     hazard: float  # probability that the last user turn is hazardous
+    cut: int = 0  # tokens of the dialogue that did not fit a row
 
 
 @dataclasses.dataclass
@@ -56,7 +58,6 @@ class Assistant:
     spec: SampleSpec
     mesh: jax.sharding.Mesh
     threshold: float = 0.5
-    counts: Counter = dataclasses.field(default_factory=Counter)  # cut_tokens of questions that were too long
 
     def answer(self, dialogues: Sequence[Sequence[Turn]]) -> list[Reply]:
         """Answer dialogues that end with a user's turn, greedily.
@@ -66,13 +67,14 @@ class Assistant:
         replies = []
         for part in self._parts(dialogues):
             turns = [[dataclasses.replace(t, hazard=0) if t.role == "user" else t for t in d] for d in part]
-            batch = self._batch(turns)
+            counts = [Counter() for _ in turns]
+            batch = self._batch(turns, counts)
             last = np.maximum(np.sum(batch.hazard_label >= 0, axis=1) - 1, 0)
             with jax.set_mesh(self.mesh):
                 tokens, hazard = _answer(self.model, self.spec.max_tokens, self._stops, self.params, self._put(batch))
             tokens, hazard = np.asarray(tokens), np.asarray(hazard)
             for row in range(len(part)):
-                replies.append(self._reply(tokens[row], float(hazard[row, last[row]])))
+                replies.append(self._reply(tokens[row], float(hazard[row, last[row]]), counts[row]["cut_tokens"]))
         return replies
 
     def render(
@@ -102,9 +104,9 @@ class Assistant:
     def _parts(self, items: Sequence):
         return [items[i : i + self.spec.rows] for i in range(0, len(items), self.spec.rows)]
 
-    def _batch(self, dialogues: Sequence[Sequence[Turn]]) -> Batch:
+    def _batch(self, dialogues: Sequence[Sequence[Turn]], counts: Iterable[Counter | None] = repeat(None)) -> Batch:
         shape = dataclasses.replace(self.shape, rows=self.spec.rows, targets=1)
-        examples = [dialogue(turns, self.tokenizer, shape, open=True, counts=self.counts) for turns in dialogues]
+        examples = [dialogue(t, self.tokenizer, shape, open=True, counts=c) for t, c in zip(dialogues, counts)]
         tokens = -(-max(len(one["tokens"]) for one in examples) // BUCKET) * BUCKET
         clips = max(1, max(len(one["clips"]) for one in examples))
         hazards = max(1, max(len(one["hazard_position"]) for one in examples))
@@ -113,7 +115,7 @@ class Assistant:
     def _put(self, batch: Batch) -> Batch:
         return put_batch(batch, self.mesh)
 
-    def _reply(self, tokens: np.ndarray, hazard: float) -> Reply:
+    def _reply(self, tokens: np.ndarray, hazard: float, cut: int = 0) -> Reply:
         ids, tokens = self.tokenizer.ids, tokens.tolist()
         ended = next((i for i, token in enumerate(tokens) if token in self._stops), len(tokens))
         words, stop = tokens[:ended], tokens[ended] if ended < len(tokens) else None
@@ -123,7 +125,7 @@ class Assistant:
             if stop == ids[VIDEO_END]:
                 caption = self.tokenizer.decode(words[start + 1 :]).strip()
             words = words[:start]
-        return Reply(self.tokenizer.decode(words).strip(), caption, hazard)
+        return Reply(self.tokenizer.decode(words).strip(), caption, hazard, cut)
 
 
 def to_render(request: Sequence[Turn], reply: Reply) -> list[Turn]:

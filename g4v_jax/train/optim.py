@@ -41,7 +41,6 @@ class Optimizer:
             value = getattr(self, field)
             if value not in known:
                 raise UserError(f"optimizer.{field}: unknown {value!r}{nearest(value, known)}")
-
         for tower, factor in self.multipliers.items():
             if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
                 raise UserError(f"optimizer.multipliers.{tower} is {factor!r}; expected a factor above 0")

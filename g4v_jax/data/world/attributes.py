@@ -7,6 +7,7 @@ this file is the ground truth that the generator, the rule-based reader and the 
 
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -108,9 +109,12 @@ def combinations(split: str, hazard: bool) -> tuple[Scene, ...]:
     return tuple(s for s in every if s.hazard == hazard and split_of(s) == split)
 
 
-def describes_scene(attributes: dict) -> bool:
-    """Whether a record's attributes are those of a built-in clip, which can be judged by rule; others' need not be."""
-    return attributes.keys() == VALUES.keys()
+def judge(attributes: dict, find: Callable[[], dict]) -> dict[str, bool]:
+    """Which attributes of a built-in clip `find()` names right. {} for clips of other worlds, which no rule can judge."""
+    if attributes.keys() != VALUES.keys():
+        return {}
+    found = find()
+    return {name: found[name] == value for name, value in attributes.items()}
 
 
 @lru_cache
