@@ -186,7 +186,7 @@ def flow_by_hand(requests, blocked: bool) -> np.ndarray:
     @tiny.jit
     def own(params, batch):
         def call(m):
-            states = m.query_states(m.read(batch), batch)[:, 0]
+            states = m.query_states(m.read(batch), batch)[:, batch.gen_mask.sum() - 1]
             return m.conditioner(states, np.zeros(1, bool), np.zeros(1, bool))
 
         return MODEL.apply({"params": params}, method=call)
@@ -215,6 +215,17 @@ def assert_same_picture(actual, expected):
     """Equal but for a level where float32 rounded the other way."""
     difference = np.abs(actual.astype(int) - expected.astype(int))
     assert difference.max() <= 1 and np.mean(difference > 0) < 0.01
+
+
+def test_a_talk_may_have_rendered_before(requests):
+    """Of two clips in a talk the last one is rendered, beside a talk that has only one."""
+    second = to_render([Turn("user", "go up")], Reply("", "a dot", 0.0))
+    talks = [[*requests[0], *second], requests[2]]
+    clips, _ = make(threshold=1.0).render(talks)
+    with jax.set_mesh(BUILD.mesh):
+        assert_same_picture(clips, flow_by_hand(talks, blocked=False))
+    alone, _ = make(threshold=1.0).render([requests[0]])
+    assert np.mean(clips[:1] != alone) > 0.1
 
 
 def test_a_closed_gate_renders_from_the_blocked_context_alone(requests, rendered):

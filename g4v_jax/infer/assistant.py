@@ -105,12 +105,15 @@ class Assistant:
         return [items[i : i + self.spec.rows] for i in range(0, len(items), self.spec.rows)]
 
     def _batch(self, dialogues: Sequence[Sequence[Turn]], counts: Iterable[Counter | None] = repeat(None)) -> Batch:
-        shape = dataclasses.replace(self.shape, rows=self.spec.rows, targets=1)
+        shape = dataclasses.replace(self.shape, rows=self.spec.rows)
         examples = [dialogue(t, self.tokenizer, shape, open=True, counts=c) for t, c in zip(dialogues, counts)]
         tokens = -(-max(len(one["tokens"]) for one in examples) // BUCKET) * BUCKET
         clips = max(1, max(len(one["clips"]) for one in examples))
+        targets = max(1, max(len(one["gen_targets"]) for one in examples))
         hazards = max(1, max(len(one["hazard_position"]) for one in examples))
-        return single(examples, dataclasses.replace(shape, tokens=tokens, clips=clips, hazards=hazards))
+        return single(
+            examples, dataclasses.replace(shape, tokens=tokens, clips=clips, targets=targets, hazards=hazards)
+        )
 
     def _put(self, batch: Batch) -> Batch:
         return put_batch(batch, self.mesh)
@@ -198,7 +201,9 @@ def _render(model: GPT4Video, spec: SampleSpec, params: dict, batch: Batch, keys
     reading = call(lambda m, b: m.read(b), batch)
     hazard = jax.nn.sigmoid(call(lambda m, h, at: m.hazard_logits(h, at), reading.hidden, batch.hazard_position))
     closed = jnp.any((hazard > threshold) & (batch.hazard_label >= 0), axis=1)
-    states = call(lambda m, r, b: m.query_states(r, b), reading, batch)[:, 0]
+    states = call(lambda m, r, b: m.query_states(r, b), reading, batch)
+    last = jnp.maximum(jnp.sum(batch.gen_mask, axis=1) - 1, 0)  # a talk may have rendered clips before
+    states = states[jnp.arange(len(last)), last]
 
     def condition(drop):
         drops = jnp.full(closed.shape, drop)
