@@ -20,6 +20,16 @@ REQUIRES = [
     "matplotlib==3.11.2",
     "rich==15.0.0",
     "rouge-score==0.1.2",
+    "gguf==0.19.0",
+    "jinja2==3.1.6",
+]
+
+PARITY = [  # the reference libraries that imports and exports are compared with
+    "torch==2.13.0",
+    "transformers==5.24.0",
+    "diffusers==0.42.1",
+    "peft==0.21.2",
+    "safetensors==0.8.0",
 ]
 
 setup(
@@ -29,6 +39,9 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["g4v_jax", "g4v_jax.*"]),
     install_requires=REQUIRES,
-    extras_require={"test": ["pytest==9.2.0", "pytest-xdist==3.8.0", "jaxtyping==0.3.11", "beartype==0.23.1"]},
+    extras_require={
+        "parity": PARITY,
+        "test": [*PARITY, "pytest==9.2.0", "pytest-xdist==3.8.0", "jaxtyping==0.3.11", "beartype==0.23.1"],
+    },
     entry_points={"console_scripts": ["g4v = g4v_jax.cli:main"]},
 )

@@ -12,17 +12,29 @@ TINY = {  # from nothing on two CPU cores; unrolled, because a CPU runs loops sl
                      unroll=4),
 }
 
-VIT_L14 = dict(image_size=224, patch_size=14, dim=1024, mlp_dim=4096, num_layers=24, num_heads=16)
+# The sizes below are those of published weights: `g4v import` of these gives a tower that fits
+
+VIT_L14 = dict(image_size=224, patch_size=14, dim=1024, mlp_dim=4096, num_layers=24, num_heads=16)  # CLIP's
+
+OWL_VIT = dict(VIT_L14, norm_eps=1e-6, temporal=True, final_norm=True)  # mPLUG-Owl-video's: CLIP's with adapters in time
+
+OWL_ABSTRACTOR = dict(kind="abstractor", dim=1024, mlp_dim=2816, num_layers=6, num_heads=16, num_queries=64)
 
 SIGLIP_SO400M = dict(image_size=384, patch_size=14, dim=1152, mlp_dim=4304, num_layers=27, num_heads=16,
-                     class_token=False, pre_norm=False, activation="gelu_tanh", norm_eps=1e-6,
-                     mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+                     class_token=False, pre_norm=False, patch_bias=True, final_norm=True, activation="gelu_tanh",
+                     norm_eps=1e-6, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
-ABSTRACTOR = dict(dim=1024, mlp_dim=4096, num_layers=6, num_heads=16, num_queries=64)  # GPT4Video's, 65 tokens a clip
+SUMMARIZER = dict(dim=1024, mlp_dim=4096, num_layers=6, num_heads=16, num_queries=64)  # 65 tokens a clip
 
-LLAMA_7B = dict(dim=4096, mlp_dim=11008, num_layers=32, num_heads=32, head_dim=128, norm_eps=1e-6, tied=False)
+LLAMA_7B = dict(dim=4096, mlp_dim=11008, num_layers=32, num_heads=32, num_kv_heads=32, head_dim=128, norm_eps=1e-6,
+                tied=False)
 
 QWEN3_8B = dict(dim=4096, mlp_dim=12288, num_layers=36, num_heads=32, num_kv_heads=8, head_dim=128,
                 rope_base=1e6, norm_eps=1e-6, qk_norm="head", tied=False)
+
+SMOLLM2_135M = dict(dim=576, mlp_dim=1536, num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64, rope_base=1e5,
+                    norm_eps=1e-5)
+
+ZEROSCOPE = dict(kind="unet3d")  # the fields' defaults are ModelScope's
 
 WAN_1B = dict(dim=1536, mlp_dim=8960, num_layers=30, num_heads=12, patch=(1, 2, 2))  # Wan2.1-T2V-1.3B

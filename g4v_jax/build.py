@@ -17,25 +17,35 @@ from g4v_jax import config as configs
 from g4v_jax import sharding, trees
 from g4v_jax.data.pack import RowShape, single
 from g4v_jax.data.pipeline import Pipeline
+from g4v_jax.diffusion import ddpm
+from g4v_jax.diffusion.process import process
 from g4v_jax.errors import UserError, nearest
 from g4v_jax.evals.run import EvalSpec
 from g4v_jax.infer.assistant import SampleSpec
 from g4v_jax.losses.joint import Joint, JointSpec
 from g4v_jax.losses.reconstruction import Reconstruction, ReconstructionSpec
+from g4v_jax.models.abstractor import Abstractor
 from g4v_jax.models.autoencoder import Autoencoder
+from g4v_jax.models.autoencoder_kl import KLAutoencoder
+from g4v_jax.models.autoencoder_wan import WanAutoencoder
 from g4v_jax.models.conditioner import Conditioner
 from g4v_jax.models.denoiser import Denoiser
 from g4v_jax.models.gpt4video import GPT4Video
 from g4v_jax.models.llm import LLM
 from g4v_jax.models.summarizer import Summarizer
+from g4v_jax.models.unet3d import UNet3D
 from g4v_jax.models.vision import Vision
 from g4v_jax.precision import compute_dtype
 from g4v_jax.train.loop import LoopSpec
 from g4v_jax.train.optim import Optimizer
 from g4v_jax.train.state import Blueprint
 from g4v_jax.train.step import StepSpec
+from g4v_jax.weights.folder import TowerFolder, is_tower
 
 TOWERS = {"vision", "summarizer", "llm", "conditioner", "autoencoder", "denoiser"}
+SUMMARIZERS = {"summarizer": Summarizer, "abstractor": Abstractor}  # of each table the first is the default
+AUTOENCODERS = {"blocks": Autoencoder, "kl": KLAutoencoder, "wan": WanAutoencoder}
+DENOISERS = {"dit": Denoiser, "unet3d": UNet3D}
 OBJECTIVES = {"joint": (Joint, JointSpec), "reconstruction": (Reconstruction, ReconstructionSpec)}
 
 
@@ -112,17 +122,31 @@ class Build:
             raise UserError(f"config: model has no tower {name!r}{nearest(name, TOWERS)}")
 
         def tower(kind, name, **derived):
-            return configs.read(kind, towers.get(name, {}), f"model.{name}", **derived)
+            section = dict(towers.get(name, {}))
+            if isinstance(kind, dict):
+                chosen = section.pop("kind", next(iter(kind)))
+                if chosen not in tuple(kind):
+                    raise UserError(f"config: model.{name}.kind: unknown {chosen!r}{nearest(str(chosen), kind)}")
+                kind = kind[chosen]
+            return configs.read(kind, section, f"model.{name}", **derived)
 
-        llm = tower(LLM, "llm", vocab_size=self.tokenizer.vocab_size)
-        autoencoder = tower(Autoencoder, "autoencoder")
+        added = dict(towers.get("llm", {})).get("added_tokens", 0)  # a wrong type is told when the field is read
+        words = self.tokenizer.vocab_size - (added if isinstance(added, int) else 0)
+        llm = tower(LLM, "llm", vocab_size=words)
+        vision = tower(Vision, "vision")
+        autoencoder = tower(AUTOENCODERS, "autoencoder")
+        conditioner = tower(Conditioner, "conditioner", length=window + rows["query_tokens"])
+        widths = {"latent_channels": autoencoder.latent_channels, "context_dim": conditioner.dim}
+        abstractor = dict(towers.get("summarizer", {})).get("kind") == "abstractor"
+        patches = {"patches": vision.patches} if abstractor else {}
+        summarizer = tower(SUMMARIZERS, "summarizer", llm_dim=llm.dim, **patches)
         return GPT4Video(
-            vision=tower(Vision, "vision"),
-            summarizer=tower(Summarizer, "summarizer", llm_dim=llm.dim),
+            vision=vision,
+            summarizer=summarizer,
             llm=llm,
-            conditioner=tower(Conditioner, "conditioner", length=window + rows["query_tokens"]),
+            conditioner=conditioner,
             autoencoder=autoencoder,
-            denoiser=tower(Denoiser, "denoiser", latent_channels=autoencoder.latent_channels),
+            denoiser=tower(DENOISERS, "denoiser", **widths),
             num_queries=rows["query_tokens"],
             caption_window=window,
             dtype=compute_dtype(self.precision.compute),
@@ -156,6 +180,13 @@ class Build:
             raise UserError(f"config: objective: unknown {name!r}{nearest(name, OBJECTIVES)}")
         kind, spec = OBJECTIVES[name]
         spec = configs.read(spec, self.sections.losses, "losses")
+        if kind is Reconstruction and not isinstance(self.model.autoencoder, Autoencoder):
+            raise UserError("config: objective 'reconstruction' trains only a model.autoencoder of kind 'blocks'")
+        if kind is Joint:
+            try:
+                process(self.model.denoiser.prediction, spec.time_shift)
+            except ValueError as error:
+                raise UserError(f"config: losses.time_shift: {error}") from None
         return kind(self.model if kind is Joint else self.model.autoencoder, spec, self.latents)
 
     @cached_property
@@ -177,7 +208,13 @@ class Build:
     def sample(self) -> SampleSpec:
         """How the trained model is used; times are shifted as in training."""
         shift = {"time_shift": self.objective.spec.time_shift} if isinstance(self.objective, Joint) else {}
-        return configs.read(SampleSpec, self.sections.sample, "sample", **shift)
+        spec = configs.read(SampleSpec, self.sections.sample, "sample", **shift)
+        if self.model.denoiser.prediction == "epsilon":
+            try:
+                ddpm.schedule(spec.steps)
+            except ValueError as error:
+                raise UserError(f"config: sample.steps: {error}") from None
+        return spec
 
     @cached_property
     def evaluation(self) -> EvalSpec:
@@ -255,4 +292,7 @@ class Build:
             raise UserError(f"config: {tower} has frozen parameters but no weights; set init.{tower} to a run's workdir")
         for tower in sorted(sources.keys() - set(self.blueprint.shapes)):
             raise UserError(f"config: init.{tower}: no such tower{nearest(tower, self.blueprint.shapes)}")
+        for tower, path in sources.items():
+            if is_tower(path):
+                TowerFolder(path).check(getattr(self.model, tower), f"model.{tower}")
         return sources

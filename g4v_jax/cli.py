@@ -16,6 +16,9 @@ COMMANDS = {  # name -> (module in g4v_jax.commands, function, what it does)
     "caption": ("use", "caption", "describe videos: g4v caption CLIP.mp4 ..."),
     "generate": ("use", "generate", 'render a prompt: g4v generate "PROMPT" --out=CLIP.mp4'),
     "chat": ("use", "chat", "talk; /clip FILE shows a clip, and replies may render one"),
+    "import": ("weights", "import_", "published weights in: g4v import FOLDER_OR_GGUF --out=DIR"),
+    "export": ("weights", "export", "a run's or an imported tower's weights out, as published layouts"),
+    "forward": ("weights", "forward", "one imported tower on given arrays: g4v forward DIR --inputs=in.npz --out=out.npz"),
     "check": ("check", "check", "build a config on virtual devices: fields, shapes, memory"),
 }
 

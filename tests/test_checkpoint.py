@@ -14,7 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from g4v_jax.errors import UserError
 from g4v_jax.sharding import make_mesh
 from g4v_jax.train import checkpoint
-from g4v_jax.train.checkpoint import Checkpoints, restore_params
+from g4v_jax.train.checkpoint import Checkpoints
+from g4v_jax.train.saved import SavedRun
 from g4v_jax.train.state import TrainState
 
 META = {"versions": {"jax": jax.__version__}, "config": "abc"}
@@ -112,7 +113,7 @@ def test_manifest_names_every_file(workdir):
     manifest = json.loads((workdir / "checkpoints/manifests/4.json").read_text())
     step = workdir / "checkpoints/4"
     assert set(manifest["files"]) == {p.relative_to(step).as_posix() for p in step.rglob("*") if p.is_file()}
-    assert checkpoint._damage(workdir / "checkpoints", 4) is None
+    assert checkpoint.damage(workdir / "checkpoints", 4) is None
 
 
 def missing(path):
@@ -257,29 +258,29 @@ def test_nothing_frozen(tmp_path):
         assert checkpoints.restore_frozen({}) == {}
 
 
-def test_restore_params_takes_what_is_asked_for(mesh, workdir, capsys):
+def test_a_saved_run_gives_what_is_asked_for(mesh, workdir, capsys):
     frozen = make_frozen(mesh)
     with Checkpoints(workdir, 2) as checkpoints:
         checkpoints.save_frozen(frozen, {})
     state = make_state(mesh, 4)
     shapes = shapes_of(state.trainable | frozen)
-    params = restore_params(workdir, shapes)
+    params = SavedRun(workdir).load(shapes)
     assert_equal(params["llm"]["bias"], state.ema["llm"]["bias"])
     assert_equal(params["llm"]["q"], state.trainable["llm"]["q"])
     assert_equal(params["vision"], frozen["vision"])
-    assert_equal(restore_params(workdir, shapes, prefer_ema=False), state.trainable | frozen)
+    assert_equal(SavedRun(workdir).load(shapes, prefer_ema=False), state.trainable | frozen)
 
     half = {"llm": {"bias": jax.ShapeDtypeStruct((8,), jnp.bfloat16, sharding=shapes["llm"]["bias"].sharding)}}
-    assert restore_params(workdir, half)["llm"]["bias"].dtype == jnp.bfloat16
+    assert SavedRun(workdir).load(half)["llm"]["bias"].dtype == jnp.bfloat16
     with pytest.raises(UserError, match="has no llm/new"):
-        restore_params(workdir, {"llm": {"new": shapes["llm"]["bias"]}})
+        SavedRun(workdir).load({"llm": {"new": shapes["llm"]["bias"]}})
 
     flip_a_byte(array_file(workdir, 4))
-    assert_equal(restore_params(workdir, half, prefer_ema=False)["llm"]["bias"].astype(jnp.float32), 2 * np.ones(8))
+    assert_equal(SavedRun(workdir).load(half, prefer_ema=False)["llm"]["bias"].astype(jnp.float32), 2 * np.ones(8))
     assert "checkpoint 4 is damaged" in capsys.readouterr().out
     assert (workdir / "checkpoints/4").exists()  # a reader moves nothing
 
 
 def test_a_directory_that_is_no_run(tmp_path):
     with pytest.raises(UserError, match="no undamaged checkpoint"):
-        restore_params(tmp_path, {})
+        SavedRun(tmp_path)

@@ -70,15 +70,28 @@ def test_the_papers_sizes():
     build = Build(shipped()["paper_7b"](), tuple(jax.devices()))
     report, model = describe(build)["parameters"], build.model
     assert model.summarizer.tokens == 65 and model.vision.patches == 257
-    assert report["llm"]["trainable"] == 32 * 2 * (4096 * 16 + 16 * 4096)
-    assert report["llm"]["frozen"] == pytest.approx(6.738e9, rel=1e-3)
-    assert report["vision"] == {"trainable": 0, "frozen": pytest.approx(303e6, rel=0.01)}
+    added = 2 * 8 * 4096  # our own words, in and out
+    assert report["llm"] == {"trainable": 32 * 2 * (4096 * 16 + 16 * 4096) + added, "frozen": 6_738_415_616}
+    assert [report[tower] for tower in ("denoiser", "autoencoder")] == [
+        {"trainable": 0, "frozen": 1_411_233_860},
+        {"trainable": 0, "frozen": 83_653_863},
+    ]
 
 
-@pytest.mark.parametrize("name", ["paper_7b", "g4v_8b"])
-def test_large_models_divide_over_many_devices(name):
-    """512 of them: what a mesh axis splits must be a multiple of its size on a pod, not of 8 alone."""
-    sizes = {"fsdp": 128, "tensor": 4}
+def test_our_sizes():
+    """Published parameter counts; of SigLIP without the pooling head, which we do not use."""
+    report = describe(Build(shipped()["g4v_8b"](), tuple(jax.devices())))["parameters"]
+    head = 1152 + 4 * 1152**2 + 4 * 1152 + 2 * 1152 + 2 * 1152 * 4304 + 4304 + 1152
+    assert report["vision"] == {"trainable": 0, "frozen": 428_225_600 - head}
+    assert report["llm"]["frozen"] == 8_190_735_360
+    assert report["denoiser"] == {"trainable": 1_418_996_800, "frozen": 0}
+    assert report["autoencoder"] == {"trainable": 0, "frozen": 126_892_531}
+
+
+@pytest.mark.parametrize("name, fsdp", [("paper_7b", 64), ("g4v_8b", 128)])
+def test_large_models_divide_over_many_devices(name, fsdp):
+    """What a mesh axis splits must be a multiple of its size on a pod, not of 8 alone. A UNet has 320 channels."""
+    sizes = {"fsdp": fsdp, "tensor": 4}
     for path, leaf in trees.flatten(Build(shipped()[name](), tuple(jax.devices())).blueprint.shapes).items():
         for size, axis in zip(leaf.shape, leaf.sharding.spec):
             assert size % sizes.get(axis, 1) == 0, f"{path} {leaf.shape} {axis}"

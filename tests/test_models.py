@@ -190,7 +190,7 @@ def test_going_on_from_a_cache_equals_one_pass(model):
     lengths, x = np.array([6, 4]), normal(2, 8, 32)
     full = hidden(model.llm, x, np.tile(np.arange(8), (2, 1)), np.ones((2, 8), np.int32))
     extend = tiny.jit(lambda *inputs: model.llm.apply({"params": llm_params()}, *inputs, method="extend"))
-    states, cache = extend(x[:, :6], jnp.zeros(2, jnp.int32), model.llm.empty_cache(2, 9, jnp.float32))
+    states, cache = extend(x[:, :6], None, model.llm.empty_cache(2, 9, jnp.float32))
     np.testing.assert_allclose(states[0], full[0, :6], atol=1e-5)
     np.testing.assert_allclose(states[1, :4], full[1, :4], atol=1e-5)
     for i in range(2):
@@ -257,6 +257,7 @@ def test_shapes_of_latents(model):
     out = apply(autoencoder, params, video)
     assert out.mean.shape == out.log_variance.shape == (2, *autoencoder.latent_shape(9, 16))
     assert out.video.shape == video.shape
+    assert autoencoder.smallest == (5, 8, 8) and model.denoiser.smallest == (2, 4, 4)
     for frames, size in ((8, 16), (9, 18)):
         with pytest.raises(ValueError, match=f"{frames} frames of {size} px; needs 1 . 4k"):
             autoencoder.latent_shape(frames, size)
@@ -266,7 +267,7 @@ def test_neither_way_does_the_autoencoder_look_ahead(model):
     """Frame 0 makes latent 0, frames 1 + 4k ... 4 + 4k make latent k + 1, and each reaches its own and later ones."""
     autoencoder, params = model.autoencoder, tiny.params()["autoencoder"]
     encode = tiny.jit(lambda x: autoencoder.apply({"params": params}, x, method="encode"))
-    decode = tiny.jit(lambda z: autoencoder.apply({"params": params}, z, method=lambda m, z: m.decoder(z)))
+    decode = tiny.jit(lambda z: autoencoder.apply({"params": params}, z, method="decode"))
     video, latents = normal(1, 9, 8, 8, 3), normal(1, 3, 2, 2, 8)
     before, pictures = encode(video), decode(latents)
     for frame in range(9):
@@ -305,7 +306,7 @@ def test_latents_are_normalised_by_the_statistics_and_back(model):
     plain, _ = apply(autoencoder, params, to_signed(video), method="encode")
     normalised = apply(autoencoder, params, video, method="encode_normalised")
     np.testing.assert_allclose(normalised, (np.float64(plain) - mean) / std, atol=1e-4)
-    expected = to_pixels(apply(autoencoder, params, plain, method=lambda m, z: m.decoder(z)))
+    expected = to_pixels(apply(autoencoder, params, plain, method="decode"))
     decoded = apply(autoencoder, params, normalised, method="decode_normalised")
     assert decoded.dtype == np.uint8 and np.abs(np.int32(decoded) - np.int32(expected)).max() <= 1
 
@@ -316,7 +317,7 @@ def test_the_posteriors_noise_and_the_smoothing_are_added_before_decoding(model)
     run = tiny.jit(lambda v, n, s: autoencoder.apply({"params": params}, v, n, s))
     out = run(video, noise, 0.3)
     z = np.float64(out.mean) + np.exp(0.5 * np.float64(out.log_variance)) * noise[0] + 0.3 * noise[1]
-    expected = apply(autoencoder, params, np.float32(z), method=lambda m, z: m.decoder(z))
+    expected = apply(autoencoder, params, np.float32(z), method="decode")
     np.testing.assert_allclose(out.video, expected, atol=1e-4)
 
 
@@ -324,7 +325,7 @@ def test_the_posteriors_noise_and_the_smoothing_are_added_before_decoding(model)
 
 
 def test_the_denoiser_starts_silent_and_does_not_stay_so():
-    module = Denoiser(dim=12, mlp_dim=8, num_layers=1, num_heads=2, latent_channels=3, absolute=True)
+    module = Denoiser(dim=12, mlp_dim=8, num_layers=1, num_heads=2, latent_channels=3, context_dim=5, absolute=True)
     inputs = normal(2, 2, 4, 4, 3), np.array([0.1, 0.9], np.float32), normal(2, 2, 5)
     key = jax.random.key(0, impl="unsafe_rbg")  # the quickest to compile
     params = nn.meta.unbox(tiny.jit(module.init)(key, *inputs))["params"]
@@ -340,7 +341,7 @@ def test_the_denoiser_starts_silent_and_does_not_stay_so():
 
 @pytest.mark.parametrize("patch", [(1, 2, 2), (2, 1, 3)])
 def test_patches_are_cut_in_raster_order_and_laid_back(patch):
-    module = Denoiser(dim=8, mlp_dim=8, num_layers=1, num_heads=2, latent_channels=3, patch=patch)
+    module = Denoiser(dim=8, mlp_dim=8, num_layers=1, num_heads=2, latent_channels=3, context_dim=5, patch=patch)
     x = normal(2, 4, 6, 6, 3)
     tokens, grid = module.apply({}, x, method="_patchify")
     assert grid == tuple(n // p for n, p in zip((4, 6, 6), patch))
@@ -352,9 +353,16 @@ def test_patches_are_cut_in_raster_order_and_laid_back(patch):
 
 
 def test_latents_that_do_not_divide_into_patches_are_named():
-    module = Denoiser(dim=8, mlp_dim=8, num_layers=1, num_heads=2, latent_channels=3)
+    module = Denoiser(dim=8, mlp_dim=8, num_layers=1, num_heads=2, latent_channels=3, context_dim=5)
     with pytest.raises(ValueError, match=r"latents \(2, 3, 4\) do not divide by patch \(1, 2, 2\)"):
         module.init(jax.random.key(0), normal(1, 2, 3, 4, 3), np.zeros(1), normal(1, 2, 5))
+
+
+def test_times_are_embedded_on_the_references_scale(model):
+    latents, context, params = normal(1, 2, 4, 4, 8), normal(1, 2, 16), tiny.params()["denoiser"]
+    at_time = apply(model.denoiser, params, latents, np.array([0.25], np.float32), context)
+    at_step = apply(model.denoiser, params, latents, np.array([250.0], np.float32), context, method="predict")
+    np.testing.assert_array_equal(at_time, at_step)
 
 
 def test_each_sample_is_denoised_alone_by_its_latents_time_and_context(model):

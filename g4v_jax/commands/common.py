@@ -39,12 +39,12 @@ def open_run(workdir: str):
     from g4v_jax.build import Build
     from g4v_jax.data.text import Tokenizer
     from g4v_jax.infer.assistant import Assistant
-    from g4v_jax.train.checkpoint import restore_params
+    from g4v_jax.train.saved import SavedRun
 
     build = Build(configs.load(workdir))
     assistant = Assistant(
         model=build.model,
-        params=restore_params(workdir, build.blueprint.shapes),
+        params=SavedRun(workdir).load(build.blueprint.shapes),
         tokenizer=Tokenizer.load(Path(workdir) / "tokenizer.json"),
         shape=build.shape,
         spec=build.sample,

@@ -13,10 +13,12 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from g4v_jax.data import chat
+from g4v_jax.data.chat import ASSISTANT, END, USER, ChatFormat
 from g4v_jax.data.pack import Example, RowShape, example
 from g4v_jax.errors import UserError
 
-PAD, USER, ASSISTANT, END = "<pad>", "<|user|>", "<|assistant|>", "<|end|>"
+PAD = "<pad>"
 CLIP, VIDEO, VIDEO_END, QUERY = "<clip>", "<video>", "</video>", "<query>"
 SPECIALS = (PAD, USER, ASSISTANT, END, CLIP, VIDEO, VIDEO_END, QUERY)
 
@@ -26,12 +28,17 @@ Clip = tuple[np.ndarray, np.ndarray]  # frames u8 [T H W 3] and their seconds f3
 class Tokenizer:
     """Byte-level BPE: any text round-trips. Special tokens exist as ids only; the same words in a text stay text."""
 
-    def __init__(self, model: tokenizers.Tokenizer):
+    def __init__(self, model: tokenizers.Tokenizer, format: ChatFormat = ChatFormat()):
         """Wrap a model; special tokens that it lacks are appended to its vocabulary."""
         model.add_special_tokens([token for token in SPECIALS if model.token_to_id(token) is None])
         model.encode_special_tokens = True  # encode "<|end|>" in a text as letters: a user cannot end a turn
         self._model = model
         self.ids = {token: model.token_to_id(token) for token in SPECIALS}
+        self.format = format
+        self.marks = {  # token ids of the format's marks
+            name: tuple(self._encode_marks(getattr(format, name)))
+            for name in ("start", "user", "user_end", "assistant", "assistant_end")
+        }
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -54,16 +61,23 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
-        """Read a `tokenizer.json`, ours or another model's. Raises UserError where it is missing or not one."""
+        """Read a `tokenizer.json`, ours or another model's, and the chat format beside it.
+
+        Raises UserError where it is missing or not one.
+        """
         try:
-            return cls(tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8")))
+            model = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
+            return cls(model, chat.load(Path(path).parent))
+        except UserError:
+            raise
         except FileNotFoundError:
             raise UserError(f"{path}: no tokenizer here; train one or give the path of a tokenizer.json") from None
         except Exception as error:  # the library raises bare Exception for a file that it cannot parse
             raise UserError(f"{path}: not a tokenizer.json ({error})") from error
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write `tokenizer.json`, whole or not at all."""
+        """Write `tokenizer.json`, whole or not at all, and beside it a chat format that is not ours."""
+        self.format.save(Path(path).parent)
         partial = Path(f"{path}.partial")
         partial.write_text(self._model.to_str(pretty=True), encoding="utf-8")
         partial.replace(path)
@@ -71,6 +85,17 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return self._model.get_vocab_size()
+
+    @property
+    def stop(self) -> int:
+        """The token that ends an answer."""
+        return self.marks["assistant_end"][0]
+
+    def _encode_marks(self, text: str) -> list[int]:
+        self._model.encode_special_tokens = False
+        ids = self._model.encode(text, add_special_tokens=False).ids
+        self._model.encode_special_tokens = True
+        return ids
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; never an id of a special token."""
@@ -123,39 +148,40 @@ def dialogue(
     """Render turns as one example.
 
     A user turn is `<|user|>`, Q `<clip>` a clip, the text, `<|end|>`; an assistant turn is `<|assistant|>`, the
-    text, for a render `<video>` caption `</video>` and N `<query>`, then `<|end|>`. What the assistant writes
-    counts for its turn's loss; the queries, and the `<|end|>` after them, do not. Each labelled user turn has a
-    hazard reading at its `<|end|>`.
+    text, for a render `<video>` caption `</video>` and N `<query>`, then `<|end|>`; or with the marks of the tokenizer's
+    own chat format in place of ours. What the assistant writes, and the first token of its end mark, counts for its
+    turn's loss; the queries, and the end after them, do not. Each labelled user turn has a hazard reading at its end.
 
-    `open` leaves the row unfinished for inference: after a user turn it ends with `<|assistant|>`, and a last
-    assistant turn ends without its `<|end|>`, so after the queries where it renders. Open rows have zero targets.
+    `open` leaves the row unfinished for inference: after a user turn it ends with the assistant's mark, and a last
+    assistant turn ends without its end, so after the queries where it renders. Open rows have zero targets.
 
     Text that does not fit is cut from the middle of user texts, longest first; `counts["cut_tokens"]` grows by
     what was cut. Raises UserError where even that does not fit, or where the turns are not a dialogue.
     """
-    ids = tokenizer.ids
-    pieces, clips, renders, hazards = [], [], [], []
+    ids, marks = tokenizer.ids, {name: list(mark) for name, mark in tokenizer.marks.items()}
+    pieces, clips, renders, hazards = [_Piece(marks["start"])], [], [], []
     for number, turn in enumerate(turns):
         unfinished = open and number == len(turns) - 1
         if turn.role == "user":
-            pieces.append(_Piece([ids[USER]]))
+            pieces.append(_Piece(marks["user"]))
             for clip in turn.clips:
                 pieces.append(_Piece([ids[CLIP]] * shape.summary_tokens, clip=len(clips) * shape.summary_tokens))
                 clips.append(clip)
-            pieces += [_Piece(tokenizer.encode(turn.text), cuttable=True), _Piece([ids[END]])]
+            pieces += [_Piece(tokenizer.encode(turn.text), cuttable=True), _Piece(marks["user_end"])]
             if turn.hazard >= 0:
                 hazards.append((len(pieces) - 1, turn.hazard))
             if unfinished:
-                pieces.append(_Piece([ids[ASSISTANT]]))
+                pieces.append(_Piece(marks["assistant"]))
         elif turn.role == "assistant":
-            pieces += [_Piece([ids[ASSISTANT]]), _Piece(tokenizer.encode(turn.text), loss=turn.loss)]
+            pieces += [_Piece(marks["assistant"]), _Piece(tokenizer.encode(turn.text), loss=turn.loss)]
             if turn.render:
                 written = [ids[VIDEO], *tokenizer.encode(turn.render.caption), ids[VIDEO_END]]
                 pieces.append(_Piece(written, loss=turn.loss))
                 pieces.append(_Piece([ids[QUERY]] * shape.query_tokens, query=len(renders) * shape.query_tokens))
                 renders.append(turn.render)
             if not unfinished:
-                pieces.append(_Piece([ids[END]], loss=None if turn.render else turn.loss))
+                stop, *rest = marks["assistant_end"]
+                pieces += [_Piece([stop], loss=None if turn.render else turn.loss), _Piece(rest)]
         else:
             raise UserError(f"dialogue: turn {number} has role {turn.role!r}; use 'user' or 'assistant'")
     if not turns or (turns[-1].role == "user" and not open):

@@ -1,1 +1,1 @@
-"""Flow matching and its samplers, as pure functions."""
+"""Flow matching, denoising diffusion and their samplers, as pure functions."""

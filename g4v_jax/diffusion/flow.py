@@ -3,6 +3,8 @@
 x_t = (1 - t)·x0 + t·ε, target v = dx/dt = ε - x0. Pure functions; times are per sample, in [0, 1], 1 is noise.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -25,17 +27,22 @@ def shift_times(t: jax.Array, shift: float) -> jax.Array:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def draw(row_keys: jax.Array, latents: tuple[int, ...], shift: float, drop_rate: float, gate_rate: float) -> Draws:
+def logit_normal(key: jax.Array, shape: tuple[int, ...], shift: float) -> jax.Array:
+    """Times f32 of a shape: logit-normal(0, 1), then shifted."""
+    return shift_times(jax.nn.sigmoid(jax.random.normal(key, shape)), shift)
+
+
+def draw(row_keys: jax.Array, latents: tuple[int, ...], times: Callable, drop_rate: float, gate_rate: float) -> Draws:
     """Draw for each row from its own key, so that draws do not depend on how rows are batched.
 
-    row_keys [B]; latents (G, t, h, w, c); times are logit-normal(0, 1), then shifted.
+    row_keys [B]; latents (G, t, h, w, c); times(key, shape) -> f32 of the shape.
     """
     slots = latents[0]
 
     def row(key):
         time, noise, drop, gate = jax.random.split(key, 4)
         return Draws(
-            times=shift_times(jax.nn.sigmoid(jax.random.normal(time, (slots,))), shift),
+            times=times(time, (slots,)),
             noise=jax.random.normal(noise, latents),
             drop=jax.random.bernoulli(drop, drop_rate, (slots,)),
             gate=jax.random.bernoulli(gate, gate_rate, (slots,)),

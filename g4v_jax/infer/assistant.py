@@ -15,8 +15,9 @@ import numpy as np
 
 from g4v_jax import rng
 from g4v_jax.data.pack import RowShape, single
-from g4v_jax.data.text import END, VIDEO, VIDEO_END, Render, Tokenizer, Turn, dialogue
+from g4v_jax.data.text import VIDEO, VIDEO_END, Render, Tokenizer, Turn, dialogue
 from g4v_jax.diffusion import sampler
+from g4v_jax.diffusion.process import process
 from g4v_jax.models.gpt4video import GPT4Video
 from g4v_jax.sharding import put_batch
 from g4v_jax.types import Batch
@@ -99,7 +100,7 @@ class Assistant:
 
     @property
     def _stops(self) -> tuple[int, int]:
-        return self.tokenizer.ids[END], self.tokenizer.ids[VIDEO_END]
+        return self.tokenizer.stop, self.tokenizer.ids[VIDEO_END]
 
     def _parts(self, items: Sequence):
         return [items[i : i + self.spec.rows] for i in range(0, len(items), self.spec.rows)]
@@ -166,7 +167,7 @@ def _answer(model: GPT4Video, max_tokens: int, stops: tuple[int, ...], params: d
 
     x = call(embed, batch)
     cache = call(lambda m: m.llm.empty_cache(rows, length + max_tokens, x.dtype))
-    hidden, cache = call(extend, x, jnp.zeros(rows, jnp.int32), cache)
+    hidden, cache = call(extend, x, None, cache)
     hazard = jax.nn.sigmoid(call(lambda m, h, at: m.hazard_logits(h, at), hidden, batch.hazard_position))
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     token = call(pick, last)
@@ -218,5 +219,5 @@ def _render(model: GPT4Video, spec: SampleSpec, params: dict, batch: Batch, keys
     frames, size = batch.gen_targets.shape[2:4]
     latent_shape = model.autoencoder.latent_shape(frames, size)
     noise = jax.vmap(lambda key: jax.random.normal(key, latent_shape))(keys)
-    latents = sampler.euler(velocity, noise, sampler.schedule(spec.steps, spec.time_shift))
+    latents = process(model.denoiser.prediction, spec.time_shift).sample(velocity, noise, spec.steps)
     return call(lambda m, z: m.autoencoder.decode_normalised(z), latents), closed

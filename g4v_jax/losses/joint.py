@@ -1,10 +1,10 @@
 """The objective of the whole model: captioning, generation and safety in one pass, as named terms.
 
     caption     next token of assistant turns                       captioning
-    generation  flow matching of the clips to render                generation
+    generation  velocity or noise of the clips to render            generation
     refusal     next token of refusals                              safety
     hazard      is this turn hazardous?                             safety
-    blocked     flow matching toward the blocked card               safety
+    blocked     the same toward the blocked card                    safety
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from g4v_jax.diffusion import flow
+from g4v_jax.diffusion.process import process
 from g4v_jax.losses.captioning import cross_entropy
 from g4v_jax.losses.generation import flow_matching
 from g4v_jax.losses.safety import detection, detection_count
@@ -30,7 +31,7 @@ class JointSpec:
     hazard: float = 1.0
     blocked: float = 1.0
     hazard_positive_weight: float = 1.0
-    time_shift: float = 1.0
+    time_shift: float = 1.0  # of the flow's times toward noise
     drop_rate: float = 0.1  # of conditions, for classifier-free guidance
     gate_rate: float = 0.5  # of blocked slots that train the learned blocked context
 
@@ -55,7 +56,8 @@ class Joint:
 
     def draw(self, row_keys: Array) -> flow.Draws:
         """Times, noise, dropped conditions and gates of each row."""
-        return flow.draw(row_keys, self.latents, self.spec.time_shift, self.spec.drop_rate, self.spec.gate_rate)
+        times = process(self.model.denoiser.prediction, self.spec.time_shift).times
+        return flow.draw(row_keys, self.latents, times, self.spec.drop_rate, self.spec.gate_rate)
 
     def counts(self, batch: Batch) -> dict[str, Array]:
         """Counts of the terms below, from the masks alone."""

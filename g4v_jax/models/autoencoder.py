@@ -119,6 +119,11 @@ class Autoencoder(nn.Module):
         self.latent_mean = self.param("latent_mean", zeros, (self.latent_channels,), jnp.float32)
         self.latent_square = self.param("latent_square", ones, (self.latent_channels,), jnp.float32)
 
+    @property
+    def smallest(self) -> tuple[int, int, int]:
+        """(frames, height, width) of a small video."""
+        return 1 + TIME_STRIDE, 2 * self.patch, 2 * self.patch
+
     def latent_shape(self, frames: int, size: int) -> tuple[int, int, int, int]:
         """(t, h, w, c) of a clip. Raises ValueError where frames are not 1 + 4k or the size does not divide."""
         if (frames - 1) % TIME_STRIDE or size % self.patch:
@@ -131,12 +136,16 @@ class Autoencoder(nn.Module):
         z = mean
         if noise is not None:
             z = mean + jnp.exp(0.5 * log_variance) * noise[0] + smoothing * noise[1]
-        return Reconstructed(self.decoder(z), mean, log_variance, self.latent_mean, self.latent_square)
+        return Reconstructed(self.decode(z), mean, log_variance, self.latent_mean, self.latent_square)
 
     def encode(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[X T H W 3] in [-1, 1] -> posterior mean and log variance [X t h w c]."""
         mean, log_variance = jnp.split(self.encoder(video), 2, axis=-1)
         return mean, jnp.clip(log_variance - 3.0, -12.0, 4.0)
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        """[X t h w c] -> [X T H W 3] in about [-1, 1]."""
+        return self.decoder(z)
 
     def encode_normalised(self, video: jax.Array, dtype=jnp.float32) -> jax.Array:
         """u8 [X T H W 3] -> latents of zero mean and unit variance a channel, float32 [X t h w c]."""
@@ -145,7 +154,7 @@ class Autoencoder(nn.Module):
 
     def decode_normalised(self, latents: jax.Array) -> jax.Array:
         """Normalised latents f32 [X t h w c] -> u8 [X T H W 3]."""
-        return to_pixels(self.decoder(latents * self._latent_std() + self.latent_mean))
+        return to_pixels(self.decode(latents * self._latent_std() + self.latent_mean))
 
     def _latent_std(self) -> jax.Array:
         variance = self.latent_square - self.latent_mean**2

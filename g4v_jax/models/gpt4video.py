@@ -5,14 +5,18 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from g4v_jax.diffusion import flow
 from g4v_jax.diffusion.flow import Draws
+from g4v_jax.diffusion.process import process
+from g4v_jax.models.abstractor import Abstractor
 from g4v_jax.models.autoencoder import Autoencoder
+from g4v_jax.models.autoencoder_kl import KLAutoencoder
+from g4v_jax.models.autoencoder_wan import WanAutoencoder
 from g4v_jax.models.conditioner import Conditioner
 from g4v_jax.models.denoiser import Denoiser
 from g4v_jax.models.llm import LLM
 from g4v_jax.models.splice import query_positions, splice, take
 from g4v_jax.models.summarizer import Summarizer
+from g4v_jax.models.unet3d import UNet3D
 from g4v_jax.models.vision import Vision
 from g4v_jax.nn.linear import Linear
 from g4v_jax.types import Array, Batch
@@ -24,7 +28,7 @@ class Outputs:
 
     logits: Array  # f32 [B S V]
     hazard_logits: Array  # f32 [B E]
-    velocity: Array  # f32 [B G t h w c] predicted
+    velocity: Array  # f32 [B G t h w c] predicted; of a denoiser that predicts epsilon: the noise
     velocity_target: Array  # f32 [B G t h w c]
 
 
@@ -51,11 +55,11 @@ class GPT4Video(nn.Module):
     """
 
     vision: Vision
-    summarizer: Summarizer
+    summarizer: Summarizer | Abstractor
     llm: LLM
     conditioner: Conditioner
-    autoencoder: Autoencoder
-    denoiser: Denoiser
+    autoencoder: Autoencoder | KLAutoencoder | WanAutoencoder
+    denoiser: Denoiser | UNet3D
     num_queries: int = 4
     caption_window: int = 0
     dtype: jnp.dtype = jnp.float32
@@ -79,7 +83,7 @@ class GPT4Video(nn.Module):
 
     def watch(self, clips: jax.Array, times: jax.Array) -> jax.Array:
         """clips u8 [X T H W 3], times f32 [X T] -> summary tokens [X Q D]."""
-        features = self.vision(merge(clips), self.dtype)
+        features = self.vision(merge(clips), self.dtype, clips.shape[1])
         return self.summarizer(features.reshape(*clips.shape[:2], *features.shape[1:]), times)
 
     def embed(self, batch: Batch) -> jax.Array:
@@ -119,13 +123,14 @@ class GPT4Video(nn.Module):
         return self.hazard(take(hidden, positions).astype(jnp.float32))[..., 0]
 
     def denoise(self, latents: jax.Array, times: jax.Array, context: jax.Array) -> jax.Array:
-        """Velocity of normalised latents [X t h w c] at times [X] under context [X N D_context], float32."""
+        """Velocity (see Outputs), f32, of normalised latents [X t h w c] at times [X] under context [X N D_context]."""
         out = self.denoiser(latents.astype(self.dtype), times, context.astype(self.dtype)).astype(jnp.float32)
-        return flow.to_velocity(out, latents, times, self.denoiser.prediction)
+        return process(self.denoiser.prediction).estimate(out, latents, times)
 
     def _denoise(self, targets: jax.Array, draws: Draws, context: jax.Array) -> tuple[jax.Array, jax.Array]:
         x0 = jax.lax.stop_gradient(self.autoencoder.encode_normalised(merge(targets), self.dtype))
         noise, times = merge(draws.noise), merge(draws.times)
-        velocity = self.denoise(flow.interpolate(x0, noise, times), times, context)
+        path = process(self.denoiser.prediction)
+        velocity = self.denoise(path.interpolate(x0, noise, times), times, context)
         shape = draws.noise.shape
-        return velocity.reshape(shape), (noise - x0).reshape(shape)
+        return velocity.reshape(shape), path.target(x0, noise).reshape(shape)

@@ -1,6 +1,7 @@
 """The language model: a LLaMA-family decoder with grouped queries, LoRA by name, and a KV cache.
 
-References: LLaMA (Touvron et al. 2023), Llama 2/3, SmolLM2, Qwen3 (qk-norm).
+References: LLaMA (Touvron et al. 2023), Llama 2/3 (rope scaling), SmolLM2 (tied), Mistral (sliding window), Qwen2 (qkv
+bias), Qwen3 (qk-norm); each agrees with transformers' implementation (see `weights/llm.py`).
 """
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from g4v_jax.nn import rope
-from g4v_jax.nn.attention import Attention, Cache, packed_mask
+from g4v_jax.nn.attention import Attention, Cache, packed_mask, past_mask
 from g4v_jax.nn.linear import Embedding, Linear
 from g4v_jax.nn.mlp import MLP
 from g4v_jax.nn.norms import RMSNorm
@@ -37,7 +38,8 @@ class Block(nn.Module):
 class LLM(nn.Module):
     """Decoder over vectors: embed, run, and score are separate, since summary tokens enter between them.
 
-    `lora`: the maps that carry LoRA, of q, k, v, o, mlp.
+    `lora`: the maps that carry LoRA, of q, k, v, o, mlp. `rope_scaling`: see `rope.rescale`. `sliding_window`: how many
+    positions a token looks back, itself included. `added_tokens`: rows of the vocabulary behind a published table's.
     """
 
     vocab_size: int
@@ -48,9 +50,15 @@ class LLM(nn.Module):
     head_dim: int
     num_kv_heads: int | None = None
     rope_base: float = 10_000.0
+    rope_scaling: dict | None = None
+    sliding_window: int | None = None
     norm_eps: float = 1e-5
     qk_norm: str | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
     tied: bool = True
+    added_tokens: int = 0
     lora: tuple[str, ...] = ()
     lora_rank: int = 0
     lora_alpha: float = 16.0
@@ -58,7 +66,9 @@ class LLM(nn.Module):
     remat: str = "none"
     unroll: int = 1
 
-    def setup(self):
+    @property
+    def block_fields(self) -> dict:
+        """Fields of one `Block`. Raises ValueError for an unknown map of LoRA."""
         unknown = set(self.lora) - {*ATTENTION_LORA, "mlp"}
         if unknown:
             raise ValueError(f"llm.lora: unknown map {sorted(unknown)}; known: {', '.join(ATTENTION_LORA)}, mlp")
@@ -67,6 +77,8 @@ class LLM(nn.Module):
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             qk_norm=self.qk_norm,
+            use_bias=self.qkv_bias,
+            out_bias=self.out_bias,
             norm_eps=self.norm_eps,
             lora=tuple(name for name in self.lora if name in ATTENTION_LORA),
             lora_rank=self.lora_rank,
@@ -78,17 +90,21 @@ class LLM(nn.Module):
             mlp_dim=self.mlp_dim,
             activation="silu",
             gated=True,
+            use_bias=self.mlp_bias,
             lora_rank=self.lora_rank if "mlp" in self.lora else 0,
             lora_alpha=self.lora_alpha,
             length_axis="sequence",
         )
-        self.embedding = Embedding(self.vocab_size, self.dim)
-        self.layers = scan(
-            Block, self.num_layers, self.remat, self.unroll, 3, attention=attention, mlp=mlp, norm_eps=self.norm_eps
-        )
+        return dict(attention=attention, mlp=mlp, norm_eps=self.norm_eps)
+
+    def setup(self):
+        self.embedding = Embedding(self.vocab_size, self.dim, self.added_tokens)
+        self.layers = scan(Block, self.num_layers, self.remat, self.unroll, 3, **self.block_fields)
         self.norm = RMSNorm(self.norm_eps)
         if not self.tied:
             self.head = Linear((self.vocab_size,), ("embed", "vocab"))
+            if self.added_tokens:
+                self.head_added = Linear((self.added_tokens,), ("embed", "channels"))
 
     def embed(self, tokens: jax.Array, dtype) -> jax.Array:
         """tokens i32 [B S] -> [B S D]."""
@@ -96,25 +112,30 @@ class LLM(nn.Module):
 
     def hidden(self, x: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
         """x [B S D], positions and segments i32 [B S] -> final normed states [B S D]; causal within segments."""
-        theta = rope.angles(positions, self.head_dim, self.rope_base)
-        x, _ = self.layers(x, None, theta, packed_mask(segments), None)
+        theta = rope.angles(positions, self.head_dim, self.rope_base, self.rope_scaling)
+        x, _ = self.layers(x, None, theta, packed_mask(segments, window=self.sliding_window), None)
         return self.norm(x)
 
-    def extend(self, x: jax.Array, start: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Run s more tokens of each row behind what the cache holds.
+    def extend(self, x: jax.Array, start: jax.Array | None, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Run more tokens of each row: the first (start None), or one behind the `start` i32 [B] that the cache holds.
 
-        x [B s D], start i32 [B]: tokens already in each row, cache with a leading L axis -> states [B s D], cache.
-        Keys beyond a row's own positions are never looked at, so rows of different length may be padded right.
+        x [B s D], cache with a leading L axis -> states [B s D], cache. Keys beyond a row's own positions are never
+        looked at, so rows of different length may be padded right.
         """
-        positions = start[:, None] + jnp.arange(x.shape[1])
-        theta = rope.angles(positions, self.head_dim, self.rope_base)
-        mask = jnp.arange(cache.keys.shape[2]) <= positions[:, :, None]
+        positions = jnp.arange(x.shape[1]) + (jnp.zeros((x.shape[0], 1), jnp.int32) if start is None else start[:, None])
+        theta = rope.angles(positions, self.head_dim, self.rope_base, self.rope_scaling)
+        mask = past_mask(positions, cache.keys.shape[2], self.sliding_window)
         x, cache = self.layers(x, cache, theta, mask, start)
         return self.norm(x), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [B S D] -> [B S V] float32."""
-        logits = self.embedding.attend(hidden) if self.tied else self.head(hidden).astype(jnp.float32)
+        if self.tied:
+            logits = self.embedding.attend(hidden)
+        else:
+            logits = self.head(hidden).astype(jnp.float32)
+            if self.added_tokens:
+                logits = jnp.concatenate([logits, self.head_added(hidden).astype(jnp.float32)], axis=-1)
         return constrain(logits, "rows", "sequence", "vocab")
 
     def empty_cache(self, rows: int, length: int, dtype) -> Cache:

@@ -44,10 +44,37 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     return out.reshape(batch, length, heads, dim)
 
 
-def packed_mask(segments: jax.Array, causal: bool = True) -> jax.Array:
-    """segments i32 [B S] -> bool [B S S]: keys of the same segment, and, if causal, not after the query."""
+def packed_mask(segments: jax.Array, causal: bool = True, window: int | None = None) -> jax.Array:
+    """segments i32 [B S] -> bool [B S S]: keys of the same segment, if causal not after the query.
+
+    `window`: of the keys before and at the query only the last so many (Mistral's sliding window).
+    """
     mask = segments[:, :, None] == segments[:, None, :]
-    return mask & jnp.tril(jnp.ones(mask.shape[-2:], bool)) if causal else mask
+    if causal:
+        mask &= jnp.tril(jnp.ones(mask.shape[-2:], bool))
+    return mask if window is None else mask & jnp.triu(jnp.ones(mask.shape[-2:], bool), 1 - window)
+
+
+def write(buffer: jax.Array, new: jax.Array, index: jax.Array | None) -> jax.Array:
+    """Write new [B s H d] into buffer [B T H d]: at its beginning (index None), or at each row's `index` i32 [B].
+
+    With an index, several rows take one key each: a scatter of more is slow on every machine, and raises ValueError.
+    """
+    if index is None:
+        return jax.lax.dynamic_update_slice(buffer, new, (0, 0, 0, 0))
+    if len(buffer) == 1:
+        return jax.lax.dynamic_update_slice(buffer, new, (0, index[0], 0, 0))
+    if new.shape[1] != 1:
+        raise ValueError(f"{new.shape[1]} keys a row at an index; only one can be written")
+    here = jnp.arange(buffer.shape[1]) == index[:, None]
+    return jnp.where(here[:, :, None, None], new, buffer)
+
+
+def past_mask(positions: jax.Array, keys: int, window: int | None = None) -> jax.Array:
+    """positions i32 [B S] of queries -> bool [B S T] over a cache of T = `keys` places, one a position; see `packed_mask`."""
+    places = jnp.arange(keys)
+    mask = places <= positions[:, :, None]
+    return mask if window is None else mask & (places > positions[:, :, None] - window)
 
 
 class Attention(nn.Module):
@@ -62,12 +89,14 @@ class Attention(nn.Module):
     num_kv_heads: int | None = None
     qk_norm: str | None = None
     use_bias: bool = False
+    out_bias: bool | None = None  # of o; None: as use_bias
     norm_eps: float = 1e-6
     lora: tuple[str, ...] = ()
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
     length_axis: str = "patches"  # logical name of x's length: the LLM's is "sequence"
+    split_heads: bool = True  # over the mesh's tensor axis; False where their number rarely divides by it
 
     @nn.compact
     def __call__(
@@ -80,37 +109,38 @@ class Attention(nn.Module):
         cache: Cache | None = None,
         index: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """theta: rotary angles of x's positions. With a cache, this call's keys are written at `index` i32 [B]."""
+        """theta: rotary angles of x's positions. With a cache, this call's keys are written into it: see `write`."""
         if self.qk_norm not in (None, "head", "full"):
             raise ValueError(f"unknown qk_norm {self.qk_norm!r}")
         source = x if context is None else context
         kv_heads = self.num_kv_heads or self.num_heads
 
         source_axis = self.length_axis if context is None else "keys"
+        heads_axis, kv_heads_axis = ("heads", "kv_heads") if self.split_heads else (None, None)
 
         def project(name, value, length, heads, axis):
             y = self._linear(name, (heads, self.head_dim), ("embed", axis, "head_dim"))(value)
             return constrain(y, "rows", length, axis, "head_dim")  # before keys are gathered, for the backward pass
 
-        q = project("q", x, self.length_axis, self.num_heads, "heads")
-        k = project("k", source, source_axis, kv_heads, "kv_heads")
-        v = project("v", source, source_axis, kv_heads, "kv_heads")
+        q = project("q", x, self.length_axis, self.num_heads, heads_axis)
+        k = project("k", source, source_axis, kv_heads, kv_heads_axis)
+        v = project("v", source, source_axis, kv_heads, kv_heads_axis)
         if self.qk_norm:
             q, k = self._normalise("q_norm", q), self._normalise("k_norm", k)
         if theta is not None:
             q, k = rope.rotate(q, theta), rope.rotate(k, theta)
         if cache is not None:
-            write = jax.vmap(lambda buffer, new, i: jax.lax.dynamic_update_slice(buffer, new, (i, 0, 0)))
             cache = Cache(write(cache.keys, k, index), write(cache.values, v, index))
             k, v = cache.keys, cache.values
-        k = constrain(k, "rows", "keys", "kv_heads", "head_dim")
-        v = constrain(v, "rows", "keys", "kv_heads", "head_dim")
-        out = constrain(attend(q, k, v, mask), "rows", self.length_axis, "heads", "head_dim")
-        return self._linear("o", (x.shape[-1],), ("heads", "head_dim", "embed"))(out), cache
+        k = constrain(k, "rows", "keys", kv_heads_axis, "head_dim")
+        v = constrain(v, "rows", "keys", kv_heads_axis, "head_dim")
+        out = constrain(attend(q, k, v, mask), "rows", self.length_axis, heads_axis, "head_dim")
+        return self._linear("o", (x.shape[-1],), (heads_axis, "head_dim", "embed"))(out), cache
 
     def _linear(self, name, outputs, axes) -> Linear:
         rank = self.lora_rank if name in self.lora else 0
-        return Linear(outputs, axes, self.use_bias, rank, self.lora_alpha, self.lora_dropout, name=name)
+        bias = self.out_bias if name == "o" and self.out_bias is not None else self.use_bias
+        return Linear(outputs, axes, bias, rank, self.lora_alpha, self.lora_dropout, name=name)
 
     def _normalise(self, name, x):
         norm = RMSNorm(self.norm_eps, name=name)

@@ -65,15 +65,23 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token table [V D]: rows for input tokens, and, where tied, the output head."""
+    """Token table [V D]: rows for input tokens, and, where tied, the output head.
+
+    `added` further rows are a parameter of their own, so that they can be learned beside a frozen published table.
+    """
 
     vocab_size: int
     dim: int
+    added: int = 0
     init_std: float = 0.02
 
     def setup(self):
         init = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), ("vocab", "embed"))
-        self.table = self.param("table", init, (self.vocab_size, self.dim), jnp.float32)
+        table = self.param("table", init, (self.vocab_size, self.dim), jnp.float32)
+        if self.added:
+            init = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), ("channels", "embed"))
+            table = jnp.concatenate([table, self.param("added", init, (self.added, self.dim), jnp.float32)])
+        self.table = table
 
     def __call__(self, tokens: jax.Array, dtype=jnp.float32) -> jax.Array:
         """tokens i32 [...] -> [... D]. A one-sided gather: the table's width is made whole first (see sharding)."""

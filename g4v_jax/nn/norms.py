@@ -36,3 +36,24 @@ class LayerNorm(nn.Module):
             y = y * self.param("scale", ones, x.shape[-1:], jnp.float32)
             y = y + self.param("bias", zeros, x.shape[-1:], jnp.float32)
         return y.astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """(x - mean) / std · scale + bias, the last axis cut into `groups` (Wu & He 2018).
+
+    x [X ... C]: each sample and group has its own mean and std, over its channels and all axes between.
+    """
+
+    groups: int = 32
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
+        y = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+        y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=(1, 3), keepdims=True) + self.epsilon)
+        y = y.reshape(x.shape) * self.param("scale", ones, x.shape[-1:], jnp.float32)
+        y = y + self.param("bias", zeros, x.shape[-1:], jnp.float32)
+        return y.astype(x.dtype)

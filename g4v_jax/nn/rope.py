@@ -1,13 +1,42 @@
 """Rotary position embeddings (Su et al. 2021) in the half-split form, over one axis or several."""
 
+import math
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
+SCALINGS = {  # kinds of `scaling` and what else each must give
+    "linear": {"factor"},
+    "llama3": {"factor", "low_frequency_factor", "high_frequency_factor", "original_length"},
+}
 
-def angles(positions: jax.Array, dim: int, base: float = 10_000.0) -> jax.Array:
-    """positions [...] -> angles float32 [..., dim/2]: position · base^(-2i/dim)."""
+
+def angles(positions: jax.Array, dim: int, base: float = 10_000.0, scaling: Mapping | None = None) -> jax.Array:
+    """positions [...] -> angles float32 [..., dim/2]: position · base^(-2i/dim), the frequencies scaled by `rescale`."""
     frequency = base ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
+    if scaling:
+        frequency = rescale(frequency, scaling)
     return positions[..., None].astype(jnp.float32) * frequency
+
+
+def rescale(frequency: jax.Array, scaling: Mapping) -> jax.Array:
+    """Frequencies [d/2] for contexts longer than those trained on.
+
+    `scaling["kind"]`: "linear" divides all by `factor` (Chen et al. 2023). "llama3" divides those whose wave is longer
+    than original_length / low_frequency_factor, keeps those shorter than original_length / high_frequency_factor, and
+    goes from one to the other in between (Llama 3.1's `apply_scaling`). Raises ValueError for another kind or keys.
+    """
+    kind, rest = scaling.get("kind"), set(scaling) - {"kind"}
+    if SCALINGS.get(kind) != rest:
+        raise ValueError(f"rope_scaling: {dict(scaling)} is none of {SCALINGS}")
+    slow = frequency / scaling["factor"]
+    if kind == "linear":
+        return slow
+    low, high = scaling["low_frequency_factor"], scaling["high_frequency_factor"]
+    turns = scaling["original_length"] * frequency / (2 * math.pi)  # of a wave over the original context
+    keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1 - keep) * slow + keep * frequency
 
 
 def axis_dims(head_dim: int) -> tuple[int, int, int]:

@@ -15,7 +15,6 @@ WORKDIR is a local or shared directory; with several processes, process 0 writes
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import threading
 from pathlib import Path
@@ -27,6 +26,9 @@ from jax.experimental import multihost_utils
 
 from g4v_jax import trees
 from g4v_jax.errors import UserError
+from g4v_jax.train import manifest
+from g4v_jax.train.manifest import damage, digest, manifest_file, verify_frozen, write_json
+from g4v_jax.train.saved import check_same_model, load_arrays
 from g4v_jax.train.state import TrainState
 
 _HANDLERS = {
@@ -71,7 +73,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Finished steps on disk, oldest first; not verified."""
-        return _steps(self._root)
+        return manifest.steps(self._root)
 
     def due(self, step: int) -> bool:
         """Whether `save` without `force` would save this step."""
@@ -143,7 +145,7 @@ class Checkpoints:
         if step == _ALL_DAMAGED:
             raise UserError(f"{self._root}: every checkpoint is damaged (see damaged/): start with a new --workdir")
         self._manager.reload()  # steps may have been set aside
-        _same_model(self._manager.item_metadata(step)["state"], shapes, self._root / str(step), whole=True)
+        check_same_model(self._manager.item_metadata(step)["state"], shapes, self._root / str(step), whole=True)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=args)
         return step, restored["state"], restored["data"]
@@ -178,7 +180,7 @@ class Checkpoints:
                     writer.save(partial / "arrays", tree)
             if jax.process_index() == 0:
                 partial.mkdir(exist_ok=True)
-                write_json(partial / "manifest.json", {"content": content, "source": source, "files": _digest(partial)})
+                write_json(partial / "manifest.json", {"content": content, "source": source, "files": digest(partial)})
                 _remove(target)
                 partial.rename(target)
         except Exception as error:
@@ -196,8 +198,8 @@ class Checkpoints:
         folder = self.workdir / "frozen"
         if not folder.exists():
             return None
-        _verify_frozen(folder)
-        return _load(folder / "arrays", shapes, whole=True) if jax.tree.leaves(shapes) else {}
+        verify_frozen(folder)
+        return load_arrays(folder / "arrays", shapes, whole=True) if jax.tree.leaves(shapes) else {}
 
     def _seal(self, step: int) -> None:
         """In a thread: wait for the save, write its manifest, then drop the steps that are too old."""
@@ -205,13 +207,13 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             if writes:
-                write_json(_manifest(self._root, step), {"step": step, "files": _digest(self._root / str(step))})
+                write_json(manifest_file(self._root, step), {"step": step, "files": digest(self._root / str(step))})
         except Exception as error:
             self._failure = self._failed(step, error)
             return
         try:
             for old in self.steps()[: -self.keep] if writes else []:
-                _remove(self._root / str(old), _manifest(self._root, old))
+                _remove(self._root / str(old), manifest_file(self._root, old))
         except OSError as error:
             self._failure = error
 
@@ -219,7 +221,7 @@ class Checkpoints:
         """Remove what a failed save left behind (Orbax may be doing so too), and return the exception to raise."""
         for _ in range(3 if jax.process_index() == 0 else 0):
             with contextlib.suppress(OSError):
-                _remove(*self._root.glob(f"{step}.orbax-*"), self._root / str(step), _manifest(self._root, step))
+                _remove(*self._root.glob(f"{step}.orbax-*"), self._root / str(step), manifest_file(self._root, step))
                 break
         return _explained(error, self._root, f"step {step}")
 
@@ -227,115 +229,16 @@ class Checkpoints:
         """Set damaged steps aside until a good one is found."""
         steps = self.steps()
         for step in reversed(steps):
-            damage = _damage(self._root, step)
-            if damage is None:
+            harm = damage(self._root, step)
+            if harm is None:
                 return step
             aside = self._root / "damaged" / str(step)
             _remove(aside)
             aside.parent.mkdir(exist_ok=True)
             (self._root / str(step)).rename(aside)
-            _remove(_manifest(self._root, step))
-            print(f"checkpoint {step} is damaged ({damage}): moved to {aside}, trying the one before", flush=True)
+            _remove(manifest_file(self._root, step))
+            print(f"checkpoint {step} is damaged ({harm}): moved to {aside}, trying the one before", flush=True)
         return _ALL_DAMAGED if steps else _NONE
-
-
-def restore_params(workdir: str | Path, shapes: dict, prefer_ema: bool = True) -> dict:
-    """Parameters of a run, for use rather than training: nothing of the optimizer is read, nothing is written.
-
-    Takes the newest undamaged step: its trainable leaves, those with a moving average replaced by it where
-    `prefer_ema`, and the frozen ones. `shapes` (nested ShapeDtypeStructs with shardings) says which leaves, on which
-    mesh and in which dtype; it may be any part of the model. Raises UserError where the run has no good step, or lacks
-    a leaf, or has it in another shape.
-    """
-    workdir = Path(workdir).absolute()
-    root = workdir / "checkpoints"
-    for step in reversed(_steps(root)):
-        damage = _damage(root, step)
-        if damage is None:
-            break
-        print(f"checkpoint {step} is damaged ({damage}): using the one before", flush=True)
-    else:
-        raise UserError(f"{workdir}: no undamaged checkpoint; give the --workdir of a run that has saved one")
-
-    arrays = root / str(step) / "state"
-    saved = {name: set(trees.flatten(_saved(arrays)[name])) for name in ("trainable", "ema")}
-    wanted = trees.flatten(shapes)
-    averaged = saved["ema"] & wanted.keys() if prefer_ema else set()
-    trained = saved["trainable"] & wanted.keys() - averaged
-    parts = {"trainable": trees.split(shapes, trained)[0], "ema": trees.split(shapes, averaged)[0]}
-    parts = {name: part for name, part in parts.items() if part}
-    restored = _load(arrays, parts) if parts else {}  # Orbax takes no empty tree
-    rest = trees.split(shapes, averaged | trained)[1]
-    if rest:
-        _verify_frozen(workdir / "frozen")
-        restored["frozen"] = _load(workdir / "frozen" / "arrays", rest)
-    return trees.merge(*restored.values())
-
-
-def write_json(path: Path, value) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as file:
-        json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _steps(root: Path) -> list[int]:
-    return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit()) if root.exists() else []
-
-
-def _manifest(root: Path, step: int) -> Path:
-    return root / "manifests" / f"{step}.json"
-
-
-def _digest(folder: Path) -> dict:
-    """{relative path: {"bytes", "sha256"}} of every file below a folder."""
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    return files
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _damage(root: Path, step: int) -> str | None:
-    """What is wrong with a step, naming the file, or None."""
-    manifest = _manifest(root, step)
-    if not manifest.exists():
-        return f"no manifest {manifest.relative_to(root)}: the run ended while the step was being sealed"
-    try:
-        files = json.loads(manifest.read_text())["files"]
-    except (ValueError, KeyError):
-        return f"{manifest.relative_to(root)} is not a manifest"
-    return _first_difference(root / str(step), files)
-
-
-def _first_difference(folder: Path, files: dict) -> str | None:
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            return f"{name} has {size} bytes instead of {expected['bytes']}"
-        if _sha256(path) != expected["sha256"]:
-            return f"{name} does not match its SHA-256"
-    return None
-
-
-def _verify_frozen(folder: Path) -> None:
-    """Raise UserError where the frozen tree is absent or a file of it is damaged."""
-    if not (folder / "manifest.json").exists():
-        raise UserError(f"{folder}: the run has no frozen weights; give the --workdir of a run that has")
-    damage = _first_difference(folder, json.loads((folder / "manifest.json").read_text())["files"])
-    if damage:
-        raise UserError(f"{folder}: {damage}; delete the folder and import the weights again")
 
 
 def _content_hash(tree: dict) -> str:
@@ -348,39 +251,6 @@ def _content_hash(tree: dict) -> str:
         content.update(f"{path} {value.dtype} {value.shape}\n".encode())
         content.update(value.reshape(-1).view(np.uint8))
     return content.hexdigest()
-
-
-def _saved(arrays: Path) -> dict:
-    """The shapes of what a directory of arrays holds."""
-    return ocp.PyTreeCheckpointHandler().metadata(arrays).tree
-
-
-def _load(arrays: Path, shapes: dict, whole: bool = False) -> dict:
-    """Restore the leaves of `shapes` alone, in their dtypes."""
-    _same_model(_saved(arrays), shapes, arrays, whole)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(shapes)
-    args = ocp.args.PyTreeRestore(item=shapes, restore_args=restore_args, partial_restore=True)
-    return ocp.PyTreeCheckpointHandler().restore(arrays, args=args)
-
-
-def _same_model(saved, shapes, where: Path, whole: bool) -> None:
-    """Raise UserError, naming a leaf, unless `saved` has every leaf of `shapes` alike (and, if `whole`, no others).
-
-    Orbax would cast to another dtype without a word: right for a user of a run, wrong for one that goes on.
-    """
-    saved, wanted = (ocp.tree.to_flat_dict(tree, sep="/") for tree in (saved, shapes))
-    saved, wanted = ({k: v for k, v in flat.items() if hasattr(v, "shape")} for flat in (saved, wanted))
-    advice = "use the config that the run was started with, or a new --workdir"
-    for name, leaf in wanted.items():
-        if name not in saved:
-            raise UserError(f"{where}: has no {name}; {advice}")
-        found = saved[name]
-        if tuple(found.shape) != tuple(leaf.shape) or (whole and found.dtype != leaf.dtype):
-            kinds = [f"{x.dtype}{list(x.shape)}" for x in (found, leaf)]
-            raise UserError(f"{where}: {name} is {kinds[0]} instead of {kinds[1]}; {advice}")
-    extra = sorted(saved.keys() - wanted.keys())
-    if whole and extra:
-        raise UserError(f"{where}: holds {extra[0]}, which this model has not; {advice}")
 
 
 def _explained(error: Exception, where: Path, what: str) -> Exception:

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 
 from g4v_jax.errors import UserError
 from g4v_jax.sharding import put_batch
-from g4v_jax.train.checkpoint import Checkpoints, write_json
+from g4v_jax.train.checkpoint import Checkpoints
+from g4v_jax.train.manifest import write_json
 from g4v_jax.train.metrics import Logger
 from g4v_jax.train.state import TrainState
 from g4v_jax.types import Batch

@@ -11,14 +11,15 @@ from g4v_jax.trees import flatten, unflatten
 
 STATISTIC = re.compile(r".*/latent_(mean|square)")  # moving averages, learned as gradients of a quadratic
 OPTIMIZERS = ("adamw", "muon")
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "stepwise")
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """AdamW for all leaves, or Muon for the matrices inside layers with AdamW for the rest (Jordan et al. 2024).
 
-    Warmup is linear; `linear` and `cosine` decay to `final` times the peak over the run.
+    Warmup is linear; `linear` and `cosine` decay to `final` times the peak over the run, `stepwise` multiplies the rate
+    by `decay` every `decay_steps`.
     """
 
     name: str = "adamw"
@@ -28,6 +29,8 @@ class Optimizer:
     warmup_steps: int = 100
     schedule: str = "cosine"
     final: float = 0.0
+    decay: float = 1.0
+    decay_steps: int = 1000
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
@@ -41,6 +44,8 @@ class Optimizer:
             value = getattr(self, field)
             if value not in known:
                 raise UserError(f"optimizer.{field}: unknown {value!r}{nearest(value, known)}")
+        if self.decay_steps < 1:
+            raise UserError(f"optimizer.decay_steps is {self.decay_steps}; it must be at least 1")
         for tower, factor in self.multipliers.items():
             if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
                 raise UserError(f"optimizer.multipliers.{tower} is {factor!r}; expected a factor above 0")
@@ -48,10 +53,12 @@ class Optimizer:
     def rate(self, peak: float, steps: int) -> optax.Schedule:
         """Learning rate by step for a run of `steps`."""
         decay_steps = max(1, steps - self.warmup_steps)
+        stairs = {start: self.decay for start in range(self.decay_steps, decay_steps, self.decay_steps)}
         after = {
             "constant": optax.constant_schedule(peak),
             "linear": optax.linear_schedule(peak, self.final * peak, decay_steps),
             "cosine": optax.cosine_decay_schedule(peak, decay_steps, alpha=self.final),
+            "stepwise": optax.piecewise_constant_schedule(peak, stairs),
         }[self.schedule]
         warmup = optax.linear_schedule(peak / max(1, self.warmup_steps), peak, max(1, self.warmup_steps))
         return optax.join_schedules([warmup, after], [self.warmup_steps])

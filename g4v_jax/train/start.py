@@ -1,5 +1,6 @@
 """Where a run's first parameters come from: initialisers, and other runs for the towers that start trained."""
 
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import jax
 import optax
 
 from g4v_jax import trees
-from g4v_jax.train.checkpoint import Checkpoints, restore_params
+from g4v_jax.train.checkpoint import Checkpoints
+from g4v_jax.train.saved import SavedRun
 from g4v_jax.train.state import Blueprint, TrainState
+from g4v_jax.weights.folder import TowerFolder, is_tower
+from g4v_jax.weights.leaves import EXTRA
 
 RECORDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "av", "tokenizers")
 
@@ -18,6 +22,22 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in RECORDED}
 
 
+def load_tower(tower: str, source: Path, shapes: dict) -> dict:
+    """Leaves {tower: `shapes`} from a run, or from an imported tower. Raises UserError as they do."""
+    if is_tower(source):
+        return {tower: TowerFolder(source).load(shapes)}
+    return SavedRun(source).load({tower: shapes})
+
+
+def _there(tower: str, source: Path, shapes: dict) -> dict:
+    """Of a trainable tower's leaves those that an imported one can hold: LoRA and added words may begin from nothing."""
+    if not is_tower(source):
+        return shapes
+    leaves = TowerFolder(source).about["leaves"]
+    fresh = {path for path in trees.flatten(shapes) if path not in leaves and re.fullmatch(EXTRA, path)}
+    return trees.split(shapes, fresh)[1]
+
+
 def frozen_tree(blueprint: Blueprint, checkpoints: Checkpoints, sources: dict[str, Path]) -> dict:
     """The frozen parameters: this run's own copy, or else the source runs', which are then kept as its copy."""
     shapes = blueprint.frozen_shapes
@@ -25,7 +45,7 @@ def frozen_tree(blueprint: Blueprint, checkpoints: Checkpoints, sources: dict[st
         return {}
     frozen = checkpoints.restore_frozen(shapes)
     if frozen is None:
-        frozen = trees.merge(*(restore_params(sources[tower], {tower: shapes[tower]}) for tower in shapes))
+        frozen = trees.merge(*(load_tower(tower, sources[tower], shapes[tower]) for tower in shapes))
         checkpoints.save_frozen(frozen, {tower: str(sources[tower]) for tower in shapes})
     return frozen
 
@@ -37,7 +57,7 @@ def first_state(
     state = blueprint.create(key, optimizer)
     shapes, _ = trees.split(blueprint.shapes, blueprint.trainable)
     for tower in sources.keys() & shapes.keys():
-        start = trees.flatten(restore_params(sources[tower], {tower: shapes[tower]}))
+        start = trees.flatten(load_tower(tower, sources[tower], _there(tower, sources[tower], shapes[tower])))
         trainable = trees.unflatten(trees.flatten(state.trainable) | start)
         averaged = {path: start.get(path, leaf) for path, leaf in trees.flatten(state.ema).items()}
         # a copy: the step donates its state, and the two trees must not share buffers

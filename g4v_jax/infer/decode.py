@@ -1,0 +1,101 @@
+"""An LLM alone at use: greedy decoding with a KV cache, and talking by its own chat format.
+
+Every layer's weights and cache are arrays of their own here: a loop that slices stacked ones for each token would copy
+the whole model once a token.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from g4v_jax.errors import UserError
+from g4v_jax.models.llm import LLM, Block
+from g4v_jax.nn import rope
+from g4v_jax.nn.attention import Cache, past_mask
+
+BUCKET = 32  # prompts are padded to a multiple of this many tokens, so that few programs serve all
+
+
+@dataclasses.dataclass
+class Decoder:
+    """Greedy decoding of a plain LLM (without LoRA) on one mesh. `params`: its tree, layers stacked."""
+
+    module: LLM
+    params: dict
+    mesh: jax.sharding.Mesh
+
+    def __post_init__(self):
+        stacked = self.params["layers"]
+        layers = [jax.tree.map(lambda x: x[i], stacked) for i in range(self.module.num_layers)]
+        self._params = self.params | {"layers": tuple(layers)}
+
+    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int, stops: Sequence[int] = ()) -> list[list[int]]:
+        """The tokens that follow each prompt, up to `max_tokens` or a stop, which is not given back.
+
+        Raises UserError for an empty prompt.
+        """
+        if not prompts or not all(map(len, prompts)):
+            raise UserError("decoding needs at least one token of prompt")
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        tokens = np.zeros((len(prompts), -(-lengths.max() // BUCKET) * BUCKET), np.int32)
+        for row, prompt in zip(tokens, prompts):
+            row[: len(prompt)] = prompt
+        with jax.set_mesh(self.mesh):
+            made = _greedy(self.module, max_tokens, tuple(stops), self._params, tokens, lengths)
+        return [_until(row, stops) for row in np.asarray(made).tolist()]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _greedy(module: LLM, max_tokens: int, stops: tuple[int, ...], params: dict, prompts, lengths):
+    """prompts i32 [B S] padded right, lengths i32 [B] -> tokens i32 [B max_tokens]; after a stop, the stop again."""
+    rows, length = prompts.shape
+    block = Block(**module.block_fields, parent=None)
+    shape = (rows, length + max_tokens, module.num_kv_heads or module.num_heads, module.head_dim)
+    dtype = params["embedding"]["table"].dtype
+
+    def call(method, *args):
+        return module.apply({"params": {k: v for k, v in params.items() if k != "layers"}}, *args, method=method)
+
+    def extend(tokens, start, caches):
+        """As `LLM.extend`, layer by layer: tokens i32 [B s] -> normed states [B s D], caches."""
+        x = call(lambda m, t: m.embed(t, dtype), tokens)
+        positions = jnp.arange(tokens.shape[1]) + (jnp.zeros((rows, 1), jnp.int32) if start is None else start[:, None])
+        theta = rope.angles(positions, module.head_dim, module.rope_base, module.rope_scaling)
+        mask = past_mask(positions, shape[1], module.sliding_window)
+        new = []
+        for layer, cache in zip(params["layers"], caches):
+            x, cache = block.apply({"params": layer}, x, cache, theta, mask, start)
+            new.append(cache)
+        return call(lambda m, h: m.norm(h), x), tuple(new)
+
+    def pick(hidden):
+        return jnp.argmax(call(lambda m, h: m.logits(h), hidden[:, None])[:, 0], axis=-1).astype(jnp.int32)
+
+    def ended(token):
+        return jnp.isin(token, jnp.array(stops, jnp.int32))
+
+    caches = tuple(Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in params["layers"])
+    hidden, caches = extend(prompts, None, caches)
+    token = pick(jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0])
+    tokens = jnp.zeros((rows, max_tokens), jnp.int32).at[:, 0].set(token)
+
+    def more(carry):
+        i, token, _, _ = carry
+        return (i < max_tokens) & ~jnp.all(ended(token))
+
+    def step(carry):
+        i, token, tokens, caches = carry
+        hidden, caches = extend(token[:, None], lengths + i - 1, caches)
+        token = jnp.where(ended(token), token, pick(hidden[:, 0]))
+        return i + 1, token, tokens.at[:, i].set(token), caches
+
+    count, token, tokens, _ = jax.lax.while_loop(more, step, (1, token, tokens, caches))
+    return jnp.where(jnp.arange(max_tokens) < count, tokens, token[:, None])
+
+
+def _until(tokens: list[int], stops: Sequence[int]) -> list[int]:
+    return tokens[: next((i for i, token in enumerate(tokens) if token in stops), len(tokens))]

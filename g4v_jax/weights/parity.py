@@ -1,0 +1,115 @@
+"""Comparing an imported or exported tower with the reference library, on fixed inputs, where that library is installed.
+
+May hold how each reference class is loaded and called; nothing else imports torch.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from g4v_jax import sharding, trees
+from g4v_jax.weights.folder import TowerFolder
+from g4v_jax.weights.forward import FORWARD, inputs
+from g4v_jax.weights.leaves import Leaves, merged
+from g4v_jax.weights.tables import Family, tower_shapes
+
+LIMIT = 1 << 30  # bytes of float32 weights: beyond, a comparison would hold more than a conversion may
+LIBRARIES = {"llm": "transformers", "vision": "transformers", "denoiser": "diffusers", "autoencoder": "diffusers"}
+
+
+def compare(published: Path, tower: TowerFolder) -> dict:
+    """An imported tower beside what it came from.
+
+    Both run on `forward.inputs`, in float32 -> {"reference", "outputs": {name: relative error}, "relative_error"} with
+    errors max |ours - theirs| / max |theirs|; or {"skipped": why}.
+    """
+    return _compare(published, tower.family, tower.module, lambda: parameters(tower))
+
+
+def compare_export(published: Path, leaves: Leaves, family: Family, module, dtype: np.dtype | None) -> dict:
+    """An exported tower beside the leaves it was made of, rounded as the files are; as `compare`."""
+    leaves, module = merged(leaves, module)
+
+    def params():
+        paths = trees.flatten(tower_shapes(family.tower, module))
+        rounded = {path: leaves.read(path, None).astype(dtype or leaves.dtype(path)) for path in paths}
+        return trees.unflatten({path: jnp.asarray(value, jnp.float32) for path, value in rounded.items()})
+
+    return _compare(published, family, module, params)
+
+
+def _compare(published: Path, family: Family, module, params: Callable[[], dict]) -> dict:
+    library = LIBRARIES.get(family.tower)
+    if library is None:
+        return {"skipped": f"no library computes a {family.name}"}
+    missing = [name for name in ("torch", library) if importlib.util.find_spec(name) is None]
+    if missing:
+        return {"skipped": f"{' and '.join(missing)} not installed (pip install g4v_jax[parity])"}
+    size = 4 * trees.count(tower_shapes(family.tower, module))
+    if size > LIMIT:
+        return {"skipped": f"{size / 2**30:.1f} GiB of weights would be held twice; the limit is {LIMIT / 2**30:.0f} GiB"}
+    arrays = inputs(family.tower, module)
+    theirs = _reference(family, published, arrays)
+    ours = run(family.tower, module, params(), arrays)
+    errors = {name: float(np.abs(ours[name] - value).max() / np.abs(value).max()) for name, value in theirs.items()}
+    return {"reference": library, "outputs": errors, "relative_error": max(errors.values())}
+
+
+def parameters(tower: TowerFolder, dtype=jnp.float32) -> dict:
+    """An imported tower's parameters on one device."""
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def shape(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=one)
+
+    return tower.load(jax.tree.map(shape, tower_shapes(tower.family.tower, tower.module)))
+
+
+def run(kind: str, module, params: dict, arrays: dict[str, np.ndarray], dtype=jnp.float32) -> dict[str, np.ndarray]:
+    """A tower's forward pass on given arrays, computed in `dtype` on one device."""
+    with jax.set_mesh(sharding.make_mesh({"fsdp": 1}, jax.local_devices()[:1])):
+        call = jax.jit(lambda p, a: module.apply({"params": p}, a, dtype, method=FORWARD[kind]))
+        return {name: np.asarray(value) for name, value in call(params, arrays).items()}
+
+
+def _reference(family: Family, published: Path, arrays: dict) -> dict[str, np.ndarray]:
+    import torch
+
+    kind, name = family.tower, family.architectures[0]
+    folder, options = str(published), {}
+    if published.is_file():
+        folder, options = str(published.parent), {"gguf_file": published.name}
+    tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
+    with torch.no_grad():
+        if LIBRARIES[kind] == "transformers":
+            import transformers
+
+            kind_of = getattr(transformers, name)
+            model = kind_of.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **options).eval()
+            if kind == "llm":
+                return {"logits": model(tensors["tokens"].long()).logits.numpy()}
+            frames = tensors["frames"].flatten(0, 1).permute(0, 3, 1, 2)
+            features = model(pixel_values=frames).last_hidden_state
+            return {"features": features.reshape(*arrays["frames"].shape[:2], *features.shape[1:]).numpy()}
+        import diffusers
+
+        model = getattr(diffusers, name).from_pretrained(folder, torch_dtype=torch.float32).eval()
+        if kind == "denoiser":
+            latents = tensors["latents"].permute(0, 4, 1, 2, 3)
+            extra = {"encoder_hidden_states_image": tensors["image_context"]} if "image_context" in tensors else {}
+            out = model(latents, timestep=tensors["timestep"], encoder_hidden_states=tensors["context"], **extra).sample
+            return {"prediction": out.permute(0, 2, 3, 4, 1).numpy()}
+        video = tensors["video"].permute(0, 4, 1, 2, 3)
+        if "temperal_downsample" in model.config:
+            mean = model.encode(video).latent_dist.mean
+            decoded = model.decode(mean).sample
+        else:  # of images: frames one by one
+            frames = video.transpose(1, 2).flatten(0, 1)
+            mean = model.encode(frames).latent_dist.mean
+            decoded = model.decode(mean).sample
+            mean, decoded = (x.unflatten(0, (video.shape[0], -1)).transpose(1, 2) for x in (mean, decoded))
+        return {"latents": mean.permute(0, 2, 3, 4, 1).numpy(), "reconstruction": decoded.permute(0, 2, 3, 4, 1).numpy()}
