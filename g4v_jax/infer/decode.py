@@ -1,7 +1,7 @@
-"""An LLM alone at use: greedy decoding with a KV cache, and talking by its own chat format.
+"""An LLM alone at use: greedy decoding with a KV cache, and its conversations as tokens.
 
 Every layer's weights and cache are arrays of their own here: a loop that slices stacked ones for each token would copy
-the whole model once a token.
+the whole model once a token. May hold nothing that renders or watches.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from g4v_jax.data.text import Tokenizer, Turn
 from g4v_jax.errors import UserError
 from g4v_jax.models.llm import LLM, Block
 from g4v_jax.nn import rope
@@ -29,9 +30,12 @@ class Decoder:
     mesh: jax.sharding.Mesh
 
     def __post_init__(self):
-        stacked = self.params["layers"]
-        layers = [jax.tree.map(lambda x: x[i], stacked) for i in range(self.module.num_layers)]
-        self._params = self.params | {"layers": tuple(layers)}
+        stacked, head = self.params["layers"], self.params.get("head")
+        if head is None:  # a head of its own, [D V]: on a CPU it takes two thirds of the time of the table's [V D]
+            self.module = self.module.clone(parent=None, tied=False)
+            head = {"kernel": self.params["embedding"]["table"].T}
+        layers = tuple(_fuse(jax.tree.map(lambda x: x[i], stacked)) for i in range(self.module.num_layers))
+        self.params = self.params | {"layers": layers, "head": head}
 
     def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int, stops: Sequence[int] = ()) -> list[list[int]]:
         """The tokens that follow each prompt, up to `max_tokens` or a stop, which is not given back.
@@ -45,15 +49,24 @@ class Decoder:
         for row, prompt in zip(tokens, prompts):
             row[: len(prompt)] = prompt
         with jax.set_mesh(self.mesh):
-            made = _greedy(self.module, max_tokens, tuple(stops), self._params, tokens, lengths)
+            made = _greedy(self.module, max_tokens, tuple(stops), self.params, tokens, lengths)
         return [_until(row, stops) for row in np.asarray(made).tolist()]
+
+
+def _fuse(layer: dict) -> dict:
+    """A layer's q, k and v as one map, and gate and up as one: fewer, larger products, a tenth faster on a CPU."""
+    attention, mlp = dict(layer["attention"]), dict(layer["mlp"])
+    qkv, gate_up = ([part.pop(name) for name in names] for part, names in ((attention, "qkv"), (mlp, ("gate", "up"))))
+    attention["qkv"] = {name: jnp.concatenate([one[name] for one in qkv], axis=-2) for name in qkv[0]}
+    mlp["gate_up"] = {name: jnp.stack([one[name] for one in gate_up], axis=-2) for name in gate_up[0]}
+    return layer | {"attention": attention, "mlp": mlp}
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _greedy(module: LLM, max_tokens: int, stops: tuple[int, ...], params: dict, prompts, lengths):
     """prompts i32 [B S] padded right, lengths i32 [B] -> tokens i32 [B max_tokens]; after a stop, the stop again."""
     rows, length = prompts.shape
-    block = Block(**module.block_fields, parent=None)
+    block = Block(**module.block_fields(fused=True), parent=None)
     shape = (rows, length + max_tokens, module.num_kv_heads or module.num_heads, module.head_dim)
     dtype = params["embedding"]["table"].dtype
 
@@ -95,6 +108,16 @@ def _greedy(module: LLM, max_tokens: int, stops: tuple[int, ...], params: dict, 
 
     count, token, tokens, _ = jax.lax.while_loop(more, step, (1, token, tokens, caches))
     return jnp.where(jnp.arange(max_tokens) < count, tokens, token[:, None])
+
+
+def conversation(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:
+    """Token ids of turns that end with a user's, in the tokenizer's chat format, up to where the answer begins."""
+    marks = tokenizer.marks
+    ids = list(marks["start"])
+    for turn in turns:
+        end = "user_end" if turn.role == "user" else "assistant_end"
+        ids += [*marks[turn.role], *tokenizer.encode(turn.text), *marks[end]]
+    return [*ids, *marks["assistant"]]
 
 
 def _until(tokens: list[int], stops: Sequence[int]) -> list[int]:

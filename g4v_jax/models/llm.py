@@ -66,9 +66,8 @@ class LLM(nn.Module):
     remat: str = "none"
     unroll: int = 1
 
-    @property
-    def block_fields(self) -> dict:
-        """Fields of one `Block`. Raises ValueError for an unknown map of LoRA."""
+    def block_fields(self, fused: bool = False) -> dict:
+        """Fields of one `Block`, its maps `fused` or not. Raises ValueError for an unknown map of LoRA."""
         unknown = set(self.lora) - {*ATTENTION_LORA, "mlp"}
         if unknown:
             raise ValueError(f"llm.lora: unknown map {sorted(unknown)}; known: {', '.join(ATTENTION_LORA)}, mlp")
@@ -84,6 +83,7 @@ class LLM(nn.Module):
             lora_rank=self.lora_rank,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
+            fused=fused,
             length_axis="sequence",
         )
         mlp = dict(
@@ -93,13 +93,14 @@ class LLM(nn.Module):
             use_bias=self.mlp_bias,
             lora_rank=self.lora_rank if "mlp" in self.lora else 0,
             lora_alpha=self.lora_alpha,
+            fused=fused,
             length_axis="sequence",
         )
         return dict(attention=attention, mlp=mlp, norm_eps=self.norm_eps)
 
     def setup(self):
         self.embedding = Embedding(self.vocab_size, self.dim, self.added_tokens)
-        self.layers = scan(Block, self.num_layers, self.remat, self.unroll, 3, **self.block_fields)
+        self.layers = scan(Block, self.num_layers, self.remat, self.unroll, 3, **self.block_fields())
         self.norm = RMSNorm(self.norm_eps)
         if not self.tied:
             self.head = Linear((self.vocab_size,), ("embed", "vocab"))

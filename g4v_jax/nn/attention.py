@@ -95,6 +95,7 @@ class Attention(nn.Module):
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
+    fused: bool = False  # one map `qkv` for all three, heads unsplit: for self-attention without LoRA
     length_axis: str = "patches"  # logical name of x's length: the LLM's is "sequence"
     split_heads: bool = True  # over the mesh's tensor axis; False where their number rarely divides by it
 
@@ -122,9 +123,13 @@ class Attention(nn.Module):
             y = self._linear(name, (heads, self.head_dim), ("embed", axis, "head_dim"))(value)
             return constrain(y, "rows", length, axis, "head_dim")  # before keys are gathered, for the backward pass
 
-        q = project("q", x, self.length_axis, self.num_heads, heads_axis)
-        k = project("k", source, source_axis, kv_heads, kv_heads_axis)
-        v = project("v", source, source_axis, kv_heads, kv_heads_axis)
+        if self.fused:
+            qkv = project("qkv", x, self.length_axis, self.num_heads + 2 * kv_heads, None)
+            q, k, v = jnp.split(qkv, (self.num_heads, self.num_heads + kv_heads), axis=2)
+        else:
+            q = project("q", x, self.length_axis, self.num_heads, heads_axis)
+            k = project("k", source, source_axis, kv_heads, kv_heads_axis)
+            v = project("v", source, source_axis, kv_heads, kv_heads_axis)
         if self.qk_norm:
             q, k = self._normalise("q_norm", q), self._normalise("k_norm", k)
         if theta is not None:

@@ -23,16 +23,23 @@ class MLP(nn.Module):
     use_bias: bool = False
     lora_rank: int = 0
     lora_alpha: float = 16.0
+    fused: bool = False  # one map for gate and up, without LoRA
     length_axis: str = "patches"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         act = ACTIVATIONS[self.activation]
         shared = dict(use_bias=self.use_bias, lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
+        if self.fused:
+            both = Linear((2, self.mlp_dim), ("embed", None, "mlp"), name="gate_up", **shared)(x)
+            return self._down(act(both[..., 0, :]) * both[..., 1, :], x, shared)
         h = Linear((self.mlp_dim,), ("embed", "mlp"), name="up", **shared)(x)
         if self.gated:
             h = act(Linear((self.mlp_dim,), ("embed", "mlp"), name="gate", **shared)(x)) * h
         else:
             h = act(h)
+        return self._down(h, x, shared)
+
+    def _down(self, h, x, shared):
         h = constrain(h, "rows", self.length_axis, "mlp")
         return Linear((x.shape[-1],), ("mlp", "embed"), name="down", **shared)(h)

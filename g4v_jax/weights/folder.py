@@ -92,7 +92,7 @@ class TowerFolder:
         def part(index):
             key = str(index)
             if key not in parts:
-                parts[key] = part_of(self.file, path, index).astype(wanted.dtype)
+                parts[key] = part_of(self.file, path, index, wanted.dtype)
             return parts[key]
 
         return jax.make_array_from_callback(shape, wanted.sharding, part)
@@ -115,15 +115,20 @@ def plain(value):
     return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
-def part_of(file: SafetensorsFile, name: str, index: tuple[slice, ...]) -> np.ndarray:
-    """A slice of a tensor, reading little beside it: rows of its first axis, or of the second for each of the first."""
+def part_of(file: SafetensorsFile, name: str, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
+    """A slice of a tensor in `dtype`, reading little beside it: one item of its first axis at a time."""
     shape = file.shape(name)
-    if len(shape) < 3:
-        rows, rest = (index[0], index[1:]) if shape else (slice(None), ())
-        return file.read(name, rows=rows)[(slice(None), *rest)] if shape else file.read(name)
+    if len(shape) < 2:
+        return file.read(name)[index].astype(dtype)
     first, last, _ = index[0].indices(shape[0])
-    rest = (slice(None), *index[2:])
-    return np.stack([file.read(name, layer, index[1])[rest] for layer in range(first, last)])
+    lengths = [len(range(*part.indices(length))) for part, length in zip(index[1:], shape[1:])]
+    out = np.empty((last - first, *lengths), dtype)
+    if len(shape) == 2:
+        out[:] = file.read(name, rows=index[0])[:, index[1]]
+        return out
+    for layer in range(first, last):
+        out[layer - first] = file.read(name, layer, index[1])[(slice(None), *index[2:])]
+    return out
 
 
 def leaf_hash(file: SafetensorsFile, name: str) -> str:

@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from g4v_jax import sharding, trees
 from g4v_jax.weights.folder import TowerFolder
 from g4v_jax.weights.forward import FORWARD, inputs
 from g4v_jax.weights.leaves import Leaves, merged
-from g4v_jax.weights.tables import Family, tower_shapes
+from g4v_jax.weights.tables import Family, boxed_shapes, tower_shapes
 
 LIMIT = 1 << 30  # bytes of float32 weights: beyond, a comparison would hold more than a conversion may
 LIBRARIES = {"llm": "transformers", "vision": "transformers", "denoiser": "diffusers", "autoencoder": "diffusers"}
@@ -67,6 +68,16 @@ def parameters(tower: TowerFolder, dtype=jnp.float32) -> dict:
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=one)
 
     return tower.load(jax.tree.map(shape, tower_shapes(tower.family.tower, tower.module)))
+
+
+def sharded_shapes(tower: TowerFolder, mesh: jax.sharding.Mesh, dtype=jnp.float32) -> dict:
+    """An imported tower's leaves as ShapeDtypeStructs, laid over a mesh as training lays them."""
+    with jax.set_mesh(mesh):
+        boxed = boxed_shapes(tower.family.tower, tower.module)
+    shardings = sharding.named(mesh, sharding.parameter_specs(boxed))
+    return jax.tree.map(
+        lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=spec), nn.meta.unbox(boxed), shardings
+    )
 
 
 def run(kind: str, module, params: dict, arrays: dict[str, np.ndarray], dtype=jnp.float32) -> dict[str, np.ndarray]:

@@ -256,11 +256,16 @@ def unload(family: Family, module: nn.Module, params: dict) -> dict[str, np.ndar
     return out
 
 
-def tower_shapes(tower: str, module: nn.Module) -> dict:
-    """The tower's parameters as nested ShapeDtypeStructs: nothing is computed."""
+def boxed_shapes(tower: str, module: nn.Module) -> dict:
+    """The tower's parameters as nested ShapeDtypeStructs with logical names, under the mesh that is set."""
 
     def init(arrays):
         return module.init(jax.random.key(0), arrays, jnp.float32, method=FORWARD[tower])["params"]
 
+    return jax.eval_shape(init, example(tower, module))
+
+
+def tower_shapes(tower: str, module: nn.Module) -> dict:
+    """The tower's parameters as nested ShapeDtypeStructs: nothing is computed."""
     with jax.set_mesh(sharding.make_mesh({"fsdp": 1}, jax.local_devices()[:1])):
-        return nn.meta.unbox(jax.eval_shape(init, example(tower, module)))
+        return nn.meta.unbox(boxed_shapes(tower, module))

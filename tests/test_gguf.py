@@ -1,0 +1,124 @@
+"""GGUF files: written by the `gguf` package as llama.cpp lays them out, read back as transformers' tensors."""
+
+import gguf
+import numpy as np
+import pytest
+from test_weights_llm import FAMILIES, reference
+
+from g4v_jax.errors import UserError
+from g4v_jax.weights import tables
+from g4v_jax.weights.convert import import_tower
+from g4v_jax.weights.gguf import LAYER, TYPES, WHOLE, Gguf
+
+HEADS, KV_HEADS, DIM, VOCAB = 4, 2, 256, 64
+
+
+def theirs(name: str) -> str:
+    """Our family's name of a tensor as GGUF has it."""
+    if name in (whole + ".weight" for whole in WHOLE.values()):
+        return next(key for key, value in WHOLE.items() if value + ".weight" == name)
+    _, _, layer, rest = name.split(".", 3)
+    room, kind = rest.rsplit(".", 1)
+    return f"blk.{layer}.{next(key for key, value in LAYER.items() if value == room)}.{kind}"
+
+
+def permuted(x: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of a half-split q or k in the order of interleaved pairs."""
+    return x.reshape(heads, 2, -1, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, np.ndarray]:
+    _, state, _ = reference(
+        "llama",
+        dict(
+            hidden_size=DIM,
+            intermediate_size=DIM,
+            num_attention_heads=HEADS,
+            num_key_value_heads=KV_HEADS,
+            vocab_size=VOCAB,
+            num_hidden_layers=2,
+            tie_word_embeddings=True,
+        ),
+    )
+    state.pop("lm_head.weight")
+    return state
+
+
+def write(path, state, kind: str, architecture="llama", **extra) -> dict[str, np.ndarray]:
+    """A GGUF file of the state, matrices quantised as `kind` -> what it holds, dequantised."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(2)
+    writer.add_context_length(128)
+    writer.add_embedding_length(DIM)
+    writer.add_feed_forward_length(DIM)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10_000.0)
+    for key, value in extra.items():
+        writer.add_string(key, value)
+    quantization, held = gguf.GGMLQuantizationType[kind], {}
+    for name, value in state.items():
+        matrix = value.ndim == 2
+        heads = {"q_proj": HEADS, "k_proj": KV_HEADS}.get(name.split(".")[-2])
+        stored = permuted(value, heads) if heads and architecture == "llama" else value
+        if matrix and kind != "F32":
+            try:
+                data = gguf.quants.quantize(stored, quantization)
+            except NotImplementedError:  # K-quants can only be read: any bytes are blocks of one
+                block, size = gguf.GGML_QUANT_SIZES[quantization]
+                draw = np.random.default_rng(len(name))
+                data = draw.integers(0, 60, (stored.shape[0], stored.shape[1] // block * size), np.uint8)
+            plain = gguf.quants.dequantize(data, quantization).astype(np.float32)
+            if heads and architecture == "llama":
+                plain = plain.reshape(heads, -1, 2, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+            held[name] = plain
+            writer.add_tensor(theirs(name), data, raw_dtype=quantization)
+        else:
+            held[name] = value
+            writer.add_tensor(theirs(name), stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return held
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"])
+def test_every_quantisation_comes_out_as_the_package_reads_it(state, tmp_path, kind):
+    assert kind in TYPES
+    held = write(tmp_path / "x.gguf", state, kind)
+    source = Gguf(tmp_path / "x.gguf")
+    assert set(source.names()) == held.keys()
+    for name, value in held.items():
+        assert source.shape(name) == value.shape
+        np.testing.assert_array_equal(source.read(name), value)
+    tower, report = import_tower(tmp_path / "x.gguf", tmp_path / "tower")
+    assert len(report.rows) == len(held) and tower.module.tied and tower.module.num_kv_heads == KV_HEADS
+    kernel = tower.file.read("layers/mlp/up/kernel", 1)
+    np.testing.assert_array_equal(kernel, held["model.layers.1.mlp.up_proj.weight"].T)
+
+
+def test_unpermuted_rows_are_what_transformers_computes_with(state, tmp_path):
+    """The same logits as from the state that the file was made of."""
+    write(tmp_path / "x.gguf", state, "F32")
+    source = Gguf(tmp_path / "x.gguf")
+    for name in state:
+        np.testing.assert_array_equal(source.read(name), state[name], err_msg=name)
+    module = FAMILIES["llama"].module(**FAMILIES["llama"].fields(source.config))
+    tables.load(FAMILIES["llama"], module, source)
+
+
+def test_files_that_are_refused(state, tmp_path):
+    write(tmp_path / "x.gguf", state, "F32", architecture="gptx")
+    with pytest.raises(UserError, match="unknown architecture 'gptx'; known: llama, qwen2, qwen3"):
+        Gguf(tmp_path / "x.gguf")
+    write(tmp_path / "y.gguf", state, "F32")
+    data = (tmp_path / "y.gguf").read_bytes()
+    (tmp_path / "z.gguf").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="z.gguf: not a whole GGUF file"):
+        Gguf(tmp_path / "z.gguf")
+    write(tmp_path / "w.gguf", state, "Q3_K")
+    with pytest.raises(UserError, match="is Q3_K; supported: F32, F16"):
+        Gguf(tmp_path / "w.gguf")

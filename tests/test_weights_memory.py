@@ -1,0 +1,122 @@
+"""Conversions in bounded memory: a model of 1.1 GB in and out, and onto a mesh of two processes, each in its own Python.
+
+Peaks are of resident memory beyond what the interpreter and its imports hold, read from /proc.
+"""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from g4v_jax.weights.tensors import Writer
+
+ROOT = Path(__file__).parent.parent
+MIB = 2**20
+DIM, MLP, LAYERS, VOCAB = 2048, 8192, 4, 1024
+LARGEST = 4 * DIM * MLP  # bytes of one tensor
+PEAK = """
+import re, sys
+def now(field):
+    with open("/proc/self/status") as status:
+        return int(re.search(field + r":\\s+(\\d+) kB", status.read())[1]) * 1024
+def reset():
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+"""
+CONVERT = (
+    PEAK
+    + """
+import jax, numpy
+jax.numpy.zeros(1).block_until_ready()
+from g4v_jax import cli
+from g4v_jax.commands import weights
+from g4v_jax.weights import adapter, convert, folder, leaves, parity, tables
+from g4v_jax.weights.families import families
+families()
+reset()
+base = now("VmRSS")
+cli.run(sys.argv[1:])
+print("PEAK", now("VmHWM") - base)
+"""
+)
+LOAD = (
+    PEAK
+    + """
+import jax
+from pathlib import Path
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]), local_device_ids=[0])
+from g4v_jax import sharding
+from g4v_jax.weights.folder import TowerFolder
+from g4v_jax.weights.parity import sharded_shapes
+tower, mesh = TowerFolder(Path(sys.argv[1])), sharding.make_mesh({"fsdp": 2})
+shapes = sharded_shapes(tower, mesh)
+reset()
+base = now("VmRSS")
+params = tower.load(shapes)
+peak = now("VmHWM") - base
+held = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
+whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+assert all(leaf.is_fully_addressable is False for leaf in jax.tree.leaves(params))
+print("PEAK", peak, held, whole)
+"""
+)
+
+
+def python(script: str, *arguments) -> subprocess.Popen:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def peak(process: subprocess.Popen) -> list[int]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-2000:]
+    return [int(number) for number in out[out.index("PEAK") + 4 :].split()]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """A LLaMA of 1.1 GB in float32 and five shards, written a tensor at a time."""
+    folder = tmp_path_factory.mktemp("published")
+    config = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=DIM, intermediate_size=MLP)
+    config |= dict(num_hidden_layers=LAYERS, num_attention_heads=16, vocab_size=VOCAB, tie_word_embeddings=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    shards = [{"model.embed_tokens.weight": (VOCAB, DIM), "model.norm.weight": (DIM,)}]
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}."
+        shard = {f"{at}self_attn.{name}_proj.weight": (DIM, DIM) for name in "qkvo"}
+        shard |= {f"{at}mlp.{name}_proj.weight": (MLP, DIM) for name in ("gate", "up")}
+        shard |= {f"{at}mlp.down_proj.weight": (DIM, MLP)}
+        shards.append(shard | {f"{at}{name}_layernorm.weight": (DIM,) for name in ("input", "post_attention")})
+    draw = np.random.default_rng(0)
+    for number, shard in enumerate(shards):
+        with Writer(folder / f"model-{number}.safetensors", {n: (np.float32, s) for n, s in shard.items()}) as writer:
+            for name, shape in shard.items():
+                writer.write(name, draw.standard_normal(shape, np.float32))
+    return folder
+
+
+def test_import_export_and_loading(published, tmp_path):
+    sizes = [path.stat().st_size for path in published.glob("*.safetensors")]
+    assert sum(sizes) > 1e9
+    allowed = 1.3 * max(sizes) + LARGEST
+    made = peak(python(CONVERT, "import", published, f"--out={tmp_path / 'tower'}", "--compare=no"))[0]
+    assert made <= allowed, f"import: {made / MIB:.0f} MiB, allowed {allowed / MIB:.0f}"
+    written = peak(
+        python(CONVERT, "export", tmp_path / "tower", f"--out={tmp_path / 'out'}", "--shard_gb=0.3", "--compare=no")
+    )[0]
+    assert written <= allowed, f"export: {written / MIB:.0f} MiB, allowed {allowed / MIB:.0f}"
+    print(f"import {made / MIB:.0f} MiB, export {written / MIB:.0f} MiB, allowed {allowed / MIB:.0f} MiB")
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    both = [python(LOAD, tmp_path / "tower", address, number) for number in range(2)]
+    for most, held, whole in map(peak, both):
+        assert held < 0.6 * whole
+        assert most <= 1.3 * held + LARGEST, f"loading: {most / MIB:.0f} MiB for {held / MIB:.0f} held"
+        print(f"loading: {most / MIB:.0f} MiB at most for {held / MIB:.0f} of {whole / MIB:.0f} MiB")
