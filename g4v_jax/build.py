@@ -140,13 +140,18 @@ class Build:
         abstractor = dict(towers.get("summarizer", {})).get("kind") == "abstractor"
         patches = {"patches": vision.patches} if abstractor else {}
         summarizer = tower(SUMMARIZERS, "summarizer", llm_dim=llm.dim, **patches)
+        denoiser = tower(DENOISERS, "denoiser", **widths)
+        if denoiser.image_dim:
+            raise UserError(
+                "config: model.denoiser.image_dim: image-to-video denoisers can be imported, run and exported, not trained"
+            )
         return GPT4Video(
             vision=vision,
             summarizer=summarizer,
             llm=llm,
             conditioner=conditioner,
             autoencoder=autoencoder,
-            denoiser=tower(DENOISERS, "denoiser", **widths),
+            denoiser=denoiser,
             num_queries=rows["query_tokens"],
             caption_window=window,
             dtype=compute_dtype(self.precision.compute),

@@ -47,21 +47,6 @@ def _frequencies(features: int) -> np.ndarray:
     return np.exp(exponent.astype(np.float64)).astype(np.float32)
 
 
-def _angles(grid: tuple[int, int, int], head_dim: int) -> jax.Array:
-    """Rotary angles of a (t, h, w) grid in raster order, f32 [t·h·w, head_dim/2].
-
-    Each axis on the host in float64 and less whole turns, so that float32 holds also far places to its last bit.
-    """
-    angles = []
-    for axis, (length, dim) in enumerate(zip(grid, rope.axis_dims(head_dim))):
-        theta = np.outer(np.arange(length), 10_000.0 ** (-np.arange(0, dim, 2) / dim))
-        theta = (theta - 2 * np.pi * np.round(theta / (2 * np.pi))).astype(np.float32)
-        shape = [1, 1, 1, theta.shape[-1]]
-        shape[axis] = length
-        angles.append(jnp.broadcast_to(theta.reshape(shape), (*grid, theta.shape[-1])))
-    return jnp.concatenate(angles, axis=-1).reshape(-1, head_dim // 2)
-
-
 class ImageAttention(Attention):
     """x [B S D] attends to a context and, apart from it, to an image; the answers are added before the last map."""
 
@@ -195,7 +180,7 @@ class Denoiser(nn.Module):
         fields = dict(num_heads=self.num_heads, head_dim=head_dim, mlp_dim=self.mlp_dim, norm_eps=self.norm_eps)
         fields["norm_cross"] = self.cross_norm
         blocks = scan(Block, self.num_layers, self.remat, self.unroll, 4, **fields, name="layers")
-        x, _ = blocks(x, None, context, image, modulation(jax.nn.silu(time)), _angles(grid, head_dim))
+        x, _ = blocks(x, None, context, image, modulation(jax.nn.silu(time)), rope.grid_angles(grid, head_dim))
 
         shift_scale = time[:, None] + _table(self, "head_modulation", 2, self.dim)
         x = _modulate(LayerNorm(self.norm_eps, affine=False)(x), shift_scale[:, 0], shift_scale[:, 1])

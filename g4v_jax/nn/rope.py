@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 SCALINGS = {  # kinds of `scaling` and what else each must give
     "linear": {"factor"},
@@ -45,10 +46,19 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * side, side, side
 
 
-def grid_angles(shape: tuple[int, int, int], head_dim: int, base: float = 10_000.0) -> jax.Array:
-    """Angles of a (t, h, w) grid in raster order, float32 [t·h·w, head_dim/2]."""
-    grid = jnp.stack(jnp.meshgrid(*(jnp.arange(n) for n in shape), indexing="ij"), axis=-1).reshape(-1, 3)
-    return jnp.concatenate([angles(grid[:, i], dim, base) for i, dim in enumerate(axis_dims(head_dim))], axis=-1)
+def grid_angles(grid: tuple[int, int, int], head_dim: int, base: float = 10_000.0) -> jax.Array:
+    """Rotary angles of a (t, h, w) grid in raster order, f32 [t·h·w, head_dim/2].
+
+    Each axis on the host in float64 and less whole turns, so that float32 holds also far places to its last bit.
+    """
+    angles = []
+    for axis, (length, dim) in enumerate(zip(grid, axis_dims(head_dim))):
+        theta = np.outer(np.arange(length), base ** (-np.arange(0, dim, 2) / dim))
+        theta = (theta - 2 * np.pi * np.round(theta / (2 * np.pi))).astype(np.float32)
+        shape = [1, 1, 1, theta.shape[-1]]
+        shape[axis] = length
+        angles.append(jnp.broadcast_to(theta.reshape(shape), (*grid, theta.shape[-1])))
+    return jnp.concatenate(angles, axis=-1).reshape(-1, head_dim // 2)
 
 
 def rotate(x: jax.Array, theta: jax.Array) -> jax.Array:

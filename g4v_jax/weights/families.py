@@ -54,4 +54,4 @@ def fitting(tower: str, module) -> Family:
             if why is None:
                 return family
             reasons.append(f"{family.name}: {why}")
-    raise UserError(f"{tower} has no published layout ({'; '.join(reasons)})")
+    raise UserError(f"{tower} has no published layout ({'; '.join(reasons) or 'no family has such a tower'})")
