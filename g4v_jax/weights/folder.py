@@ -79,7 +79,9 @@ class TowerFolder:
         damaged, not there, or of another shape.
         """
         self.verify()
-        return trees.unflatten({path: self._leaf(path, leaf) for path, leaf in trees.flatten(shapes).items()})
+        # the largest first, while little is held: reading one takes its room twice
+        largest = sorted(trees.flatten(shapes).items(), key=lambda item: -item[1].size)
+        return trees.unflatten({path: self._leaf(path, leaf) for path, leaf in largest})
 
     def _leaf(self, path: str, wanted) -> jax.Array:
         if path not in self.about["leaves"]:
@@ -95,7 +97,7 @@ class TowerFolder:
                 parts[key] = part_of(self.file, path, index, wanted.dtype)
             return parts[key]
 
-        return jax.make_array_from_callback(shape, wanted.sharding, part)
+        return jax.block_until_ready(jax.make_array_from_callback(shape, wanted.sharding, part))
 
     def check(self, module, field: str) -> None:
         """Raise UserError, naming the config's field, where a run's tower computes another thing than this one."""
