@@ -52,9 +52,8 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]), local_device_ids=[0])
 from g4v_jax import sharding
 from g4v_jax.weights.folder import TowerFolder
-from g4v_jax.weights.parity import sharded_shapes
 tower, mesh = TowerFolder(Path(sys.argv[1])), sharding.make_mesh({"fsdp": 2})
-shapes = sharded_shapes(tower, mesh)
+shapes = tower.shapes(mesh)
 reset()
 base = now("VmRSS")
 params = tower.load(shapes)

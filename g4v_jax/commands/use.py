@@ -126,7 +126,6 @@ def _talk(folder: str) -> None:
     from g4v_jax.data.text import Tokenizer, Turn
     from g4v_jax.infer.decode import Decoder, conversation
     from g4v_jax.weights.folder import TowerFolder
-    from g4v_jax.weights.parity import parameters
 
     tower = TowerFolder(Path(folder))
     if tower.family.tower != "llm":
@@ -134,7 +133,7 @@ def _talk(folder: str) -> None:
     tokenizer = Tokenizer.load(tower.path / "tokenizer.json")
     room = tower.about["config"].get("max_position_embeddings", 2048)
     mesh = sharding.make_mesh({"fsdp": 1}, jax.local_devices()[:1])
-    decoder = Decoder(tower.module, parameters(tower), mesh)
+    decoder = Decoder(tower.module, tower.load_whole(), mesh)
     print("/new starts over, /quit ends.")
     turns: list = []
     for line in _lines():

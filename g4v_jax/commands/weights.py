@@ -70,13 +70,12 @@ def forward(arguments: list[str]) -> None:
     import numpy as np
 
     from g4v_jax.weights.folder import TowerFolder
-    from g4v_jax.weights.forward import checked
-    from g4v_jax.weights.parity import parameters, run
+    from g4v_jax.weights.forward import checked, run
 
     tower = TowerFolder(Path(folders[0]))
     arrays = checked(tower.family.tower, tower.module, _read_npz(values.inputs))
     dtype = jnp.dtype(values.dtype)
-    outputs = run(tower.family.tower, tower.module, parameters(tower, dtype), arrays, dtype)
+    outputs = run(tower.family.tower, tower.module, tower.load_whole(dtype), arrays, dtype)
     Path(values.out).parent.mkdir(parents=True, exist_ok=True)
     np.savez(values.out, **outputs)
     for name, value in outputs.items():
@@ -130,6 +129,7 @@ def export(arguments: list[str]) -> None:
 
 def _export_folder(source: Path, out: Path, values):
     """An imported tower back into its layout."""
+    from g4v_jax.weights.convert import Published
     from g4v_jax.weights.families import by_name
     from g4v_jax.weights.folder import LEFT, TowerFolder
     from g4v_jax.weights.leaves import FolderLeaves
@@ -141,7 +141,7 @@ def _export_folder(source: Path, out: Path, values):
     family = by_name(values.family) if values.family else tower.family
     left = SafetensorsFile(source / LEFT) if (source / LEFT).exists() else None
     base = tower.about["config"].get("_name_or_path") or str(source)
-    published = (tower.about["config"], left, side_files(source))
+    published = Published(tower.about["config"], left, side_files(source))
     return _export(FolderLeaves(tower), family, tower.module, out, str(source), published, base, values)
 
 
@@ -152,6 +152,7 @@ def _export_run(source: Path, out: Path, values) -> dict:
     from g4v_jax import config as configs
     from g4v_jax.build import Build
     from g4v_jax.train.saved import SavedRun
+    from g4v_jax.weights.convert import Published
     from g4v_jax.weights.families import by_name, fitting
     from g4v_jax.weights.folder import TowerFolder, is_tower
     from g4v_jax.weights.leaves import RunLeaves
@@ -180,9 +181,9 @@ def _export_run(source: Path, out: Path, values) -> dict:
             why_not[name] = str(error)
             continue
         shapes = {path: leaf for path, leaf in run.shapes.items() if path.startswith(f"{name}/")}
-        published = (imported.about["config"], None, side_files(origin)) if imported else ({}, None, {})
+        published = Published(imported.about["config"], None, side_files(origin)) if imported else Published()
         if name == "llm":
-            published[2]["tokenizer.json"] = (source / "tokenizer.json").read_bytes()
+            published.files["tokenizer.json"] = (source / "tokenizer.json").read_bytes()
         base = str(origin) if imported else str(source)
         leaves = RunLeaves(run.load, shapes, name)
         reports[name] = _export(leaves, family, module, out / name, f"{source}: {name}", published, base, values)
@@ -193,12 +194,12 @@ def _export_run(source: Path, out: Path, values) -> dict:
     return reports
 
 
-def _export(leaves, family, module, out: Path, source: str, published: tuple, base: str, values):
+def _export(leaves, family, module, out: Path, source: str, published, base: str, values):
     """One tower, and its comparison with the reference."""
     import numpy as np
 
     from g4v_jax.weights.adapter import export_adapter
-    from g4v_jax.weights.convert import Published, export_tower
+    from g4v_jax.weights.convert import export_tower
 
     if values.lora == "adapter" and family.tower == "llm":
         return export_adapter(leaves, family, module, out, source, base, values.overwrite)
@@ -208,7 +209,7 @@ def _export(leaves, family, module, out: Path, source: str, published: tuple, ba
 
         dtype = np.dtype(jnp.dtype(values.dtype))
     shard = int(values.shard_gb * GIGABYTE)
-    report = export_tower(leaves, family, module, out, source, Published(*published), shard, dtype, values.overwrite)
+    report = export_tower(leaves, family, module, out, source, published, shard, dtype, values.overwrite)
     if values.compare == "auto":
         from g4v_jax.weights import parity
 

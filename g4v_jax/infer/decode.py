@@ -14,11 +14,10 @@ import numpy as np
 
 from g4v_jax.data.text import Tokenizer, Turn
 from g4v_jax.errors import UserError
+from g4v_jax.infer.greedy import bucket, follow
 from g4v_jax.models.llm import LLM, Block
 from g4v_jax.nn import rope
 from g4v_jax.nn.attention import Cache, past_mask
-
-BUCKET = 32  # prompts are padded to a multiple of this many tokens, so that few programs serve all
 
 
 @dataclasses.dataclass
@@ -45,7 +44,7 @@ class Decoder:
         if not prompts or not all(map(len, prompts)):
             raise UserError("decoding needs at least one token of prompt")
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        tokens = np.zeros((len(prompts), -(-lengths.max() // BUCKET) * BUCKET), np.int32)
+        tokens = np.zeros((len(prompts), bucket(lengths.max())), np.int32)
         for row, prompt in zip(tokens, prompts):
             row[: len(prompt)] = prompt
         with jax.set_mesh(self.mesh):
@@ -88,26 +87,15 @@ def _greedy(module: LLM, max_tokens: int, stops: tuple[int, ...], params: dict, 
     def pick(hidden):
         return jnp.argmax(call(lambda m, h: m.logits(h), hidden[:, None])[:, 0], axis=-1).astype(jnp.int32)
 
-    def ended(token):
-        return jnp.isin(token, jnp.array(stops, jnp.int32))
-
     caches = tuple(Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in params["layers"])
     hidden, caches = extend(prompts, None, caches)
     token = pick(jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0])
-    tokens = jnp.zeros((rows, max_tokens), jnp.int32).at[:, 0].set(token)
 
-    def more(carry):
-        i, token, _, _ = carry
-        return (i < max_tokens) & ~jnp.all(ended(token))
+    def advance(token, places, caches):
+        hidden, caches = extend(token[:, None], places, caches)
+        return pick(hidden[:, 0]), caches
 
-    def step(carry):
-        i, token, tokens, caches = carry
-        hidden, caches = extend(token[:, None], lengths + i - 1, caches)
-        token = jnp.where(ended(token), token, pick(hidden[:, 0]))
-        return i + 1, token, tokens.at[:, i].set(token), caches
-
-    count, token, tokens, _ = jax.lax.while_loop(more, step, (1, token, tokens, caches))
-    return jnp.where(jnp.arange(max_tokens) < count, tokens, token[:, None])
+    return follow(advance, token, caches, lengths, max_tokens, stops)
 
 
 def conversation(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:

@@ -14,8 +14,8 @@ import math
 from g4v_jax.errors import UserError
 from g4v_jax.models.abstractor import Abstractor
 from g4v_jax.models.vision import Vision
-from g4v_jax.weights.tables import FLAT, Entry, Family, kernel, part, patches, reshaped
-from g4v_jax.weights.vision import DEFAULTS, PLAIN, QKV, affine, attention, differs, sizes, written
+from g4v_jax.weights.tables import FLAT, Entry, Family, affine, kernel, part, patches, reshaped
+from g4v_jax.weights.vision import DEFAULTS, PLAIN, QKV, attention, differs, sizes, written
 
 ARCHITECTURES = ("MplugOwlForConditionalGeneration", "MplugOwlModel")
 TOWER = PLAIN | dict(patch_bias=False, pre_norm=True, temporal=True)

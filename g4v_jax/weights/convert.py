@@ -26,7 +26,7 @@ from g4v_jax.weights.folder import LEFT, MARK, WEIGHTS, TowerFolder, fingerprint
 from g4v_jax.weights.report import Report, Row
 from g4v_jax.weights.sources import Opened, open_source
 from g4v_jax.weights.tables import Family, Move
-from g4v_jax.weights.tensors import NAMES, SafetensorsFile, Writer, explained
+from g4v_jax.weights.tensors import SafetensorsFile, Writer, explained
 
 FORMAT = 1  # of tower.json
 FLOATS = (np.float64, np.float32, np.float16, "bfloat16")
@@ -135,7 +135,7 @@ def _module(family: Family, opened: Opened) -> nn.Module:
 
 
 def _own_fields(module: nn.Module):
-    return [f for f in dataclasses.fields(module) if f.name not in ("parent", "name")]
+    return [f for f in dataclasses.fields(module) if f.name not in configs.FLAX_FIELDS]
 
 
 def _leaf_dtypes(plan: tables.Plan, source: tables.Source) -> dict[str, np.dtype]:
@@ -267,9 +267,7 @@ def _export_config(base: dict, generated: dict, kinds: set[np.dtype]) -> dict:
     config = _laid_over(base, generated) if base.get(key) == generated[key] else dict(generated)
     if key == "architectures" and len(kinds) == 1:
         config.pop("torch_dtype", None)
-        config["dtype"] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}[
-            NAMES[next(iter(kinds))]
-        ]
+        config["dtype"] = next(iter(kinds)).name
     if "rope_parameters" in config:
         config.pop("rope_scaling", None), config.pop("rope_theta", None)
     return config

@@ -16,13 +16,15 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from g4v_jax import trees
+from g4v_jax import sharding, trees
 from g4v_jax.errors import UserError
 from g4v_jax.weights.families import by_name
-from g4v_jax.weights.tables import Family
+from g4v_jax.weights.tables import Family, boxed_shapes
 from g4v_jax.weights.tensors import SafetensorsFile
 
 MARK, WEIGHTS, LEFT = "tower.json", "weights.safetensors", "left.safetensors"
@@ -82,6 +84,20 @@ class TowerFolder:
         # the largest first, while little is held: reading one takes its room twice
         largest = sorted(trees.flatten(shapes).items(), key=lambda item: -item[1].size)
         return trees.unflatten({path: self._leaf(path, leaf) for path, leaf in largest})
+
+    def load_whole(self, dtype=jnp.float32) -> dict:
+        """All leaves on one device."""
+        one = sharding.make_mesh({"fsdp": 1}, jax.local_devices()[:1])
+        return self.load(self.shapes(one, dtype))
+
+    def shapes(self, mesh: jax.sharding.Mesh, dtype=jnp.float32) -> dict:
+        """All leaves as ShapeDtypeStructs, laid over a mesh as training lays them."""
+        with jax.set_mesh(mesh):
+            boxed = boxed_shapes(self.family.tower, self.module)
+        specs = sharding.named(mesh, sharding.parameter_specs(boxed))
+        return jax.tree.map(
+            lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=spec), nn.meta.unbox(boxed), specs
+        )
 
     def _leaf(self, path: str, wanted) -> jax.Array:
         if path not in self.about["leaves"]:

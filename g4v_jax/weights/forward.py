@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from g4v_jax import sharding
 from g4v_jax.errors import UserError
 
 
@@ -111,3 +112,10 @@ def checked(tower: str, module, arrays: dict[str, np.ndarray]) -> dict[str, np.n
     if len({len(arrays[name]) for name in wanted}) > 1:
         raise UserError("forward: the arrays have different numbers of rows")
     return {name: arrays[name].astype(struct.dtype) for name, struct in wanted.items()}
+
+
+def run(tower: str, module, params: dict, arrays: dict[str, np.ndarray], dtype=jnp.float32) -> dict[str, np.ndarray]:
+    """A tower's forward pass on given arrays, computed in `dtype` on one device."""
+    with jax.set_mesh(sharding.make_mesh({"fsdp": 1}, jax.local_devices()[:1])):
+        call = jax.jit(lambda p, a: module.apply({"params": p}, a, dtype, method=FORWARD[tower]))
+        return {name: np.asarray(value) for name, value in call(params, arrays).items()}

@@ -7,7 +7,8 @@ May hold their name tables and their config.json both ways. Computation: `models
 from g4v_jax.errors import UserError
 from g4v_jax.models.autoencoder_kl import KLAutoencoder
 from g4v_jax.models.unet3d import UNet3D
-from g4v_jax.weights.tables import FLAT, SAME, Entry, Family, Layout, conv, kernel
+from g4v_jax.weights.settings import given, require
+from g4v_jax.weights.tables import FLAT, Entry, Family, affine, conv, kernel
 
 UNET = {  # what diffusers takes where config.json says nothing
     "sample_size": None,
@@ -51,18 +52,8 @@ ATTENDS = {True: ("CrossAttnDownBlock3D", "CrossAttnUpBlock3D"), False: ("DownBl
 
 
 def _given(config: dict, defaults: dict) -> dict:
-    """config.json over the defaults, without diffusers' own notes (`_class_name`). UserError for an unknown key."""
-    given = {key: value for key, value in config.items() if not key.startswith("_")}
-    for key in sorted(given.keys() - defaults.keys()):
-        raise UserError(f"config.json: unknown setting {key!r} = {given[key]!r}")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in (defaults | given).items()}
-
-
-def _require(config: dict, **supported) -> None:
-    """Raises UserError for the first setting that is not what we compute."""
-    for key, value in supported.items():
-        if config[key] != value:
-            raise UserError(f"config.json: {key} {config[key]!r}; supported: {value!r}")
+    """`given`, lists as tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in given(config, defaults).items()}
 
 
 def _divides(config: dict) -> None:
@@ -75,33 +66,24 @@ def _divides(config: dict) -> None:
 # Parts of both tables
 
 
-def _affine(path: str, name: str) -> list[Entry]:
-    return [Entry(f"{path}/scale", f"{name}.weight", SAME), Entry(f"{path}/bias", f"{name}.bias", SAME)]
-
-
-def _map(path: str, name: str, weight: Layout, bias: bool = True) -> list[Entry]:
-    entries = [Entry(f"{path}/kernel", f"{name}.weight", weight)]
-    return entries + [Entry(f"{path}/bias", f"{name}.bias", FLAT)] if bias else entries
-
-
 def _residual(path: str, name: str, shortcut: bool, time: bool) -> list[Entry]:
     entries = [
-        *_affine(f"{path}/norm_in", f"{name}.norm1"),
-        *_map(f"{path}/in", f"{name}.conv1", conv()),
-        *_affine(f"{path}/norm_out", f"{name}.norm2"),
-        *_map(f"{path}/out", f"{name}.conv2", conv()),
+        *affine(f"{path}/norm_in", f"{name}.norm1"),
+        *affine(f"{path}/in", f"{name}.conv1", conv()),
+        *affine(f"{path}/norm_out", f"{name}.norm2"),
+        *affine(f"{path}/out", f"{name}.conv2", conv()),
     ]
     if time:
-        entries += _map(f"{path}/time", f"{name}.time_emb_proj", kernel())
+        entries += affine(f"{path}/time", f"{name}.time_emb_proj", kernel())
     if shortcut:
-        entries += _map(f"{path}/shortcut", f"{name}.conv_shortcut", conv())
+        entries += affine(f"{path}/shortcut", f"{name}.conv_shortcut", conv())
     return entries
 
 
 def _attention(path: str, name: str, bias: bool) -> list[Entry]:
-    entries = _map(f"{path}/o", f"{name}.to_out.0", kernel(2))
+    entries = affine(f"{path}/o", f"{name}.to_out.0", kernel(2))
     for part in "qkv":
-        entries += _map(f"{path}/{part}", f"{name}.to_{part}", kernel(), bias)
+        entries += affine(f"{path}/{part}", f"{name}.to_{part}", kernel(), FLAT if bias else None)
     return entries
 
 
@@ -110,7 +92,7 @@ def _attention(path: str, name: str, bias: bool) -> list[Entry]:
 
 def _unet_fields(config: dict) -> dict:
     config = _given(config, UNET)
-    _require(
+    require(
         config,
         out_channels=config["in_channels"],
         downsample_padding=1,
@@ -125,7 +107,7 @@ def _unet_fields(config: dict) -> dict:
         if not any(kind == names[0] for names in ATTENDS.values()):
             raise UserError(f"config.json: down_block_types {kind!r}; supported: {[n[0] for n in ATTENDS.values()]}")
     attention = tuple(kind == ATTENDS[True][0] for kind in down)
-    _require(config, up_block_types=tuple(ATTENDS[attends][1] for attends in reversed(attention)))
+    require(config, up_block_types=tuple(ATTENDS[attends][1] for attends in reversed(attention)))
     if len(down) != len(channels):
         raise UserError(f"config.json: block_out_channels {channels} and down_block_types {down} differ in length")
     _divides(config)
@@ -174,14 +156,14 @@ def _unet_fits(module: UNet3D) -> str | None:
 def _transformer(path: str, name: str) -> list[Entry]:
     block = f"{name}.transformer_blocks.0"
     entries = [
-        *_affine(f"{path}/norm", f"{name}.norm"),
-        *_map(f"{path}/in", f"{name}.proj_in", kernel()),
-        *_map(f"{path}/mlp/up", f"{block}.ff.net.0.proj", kernel()),
-        *_map(f"{path}/mlp/down", f"{block}.ff.net.2", kernel()),
-        *_map(f"{path}/out", f"{name}.proj_out", kernel()),
+        *affine(f"{path}/norm", f"{name}.norm"),
+        *affine(f"{path}/in", f"{name}.proj_in", kernel()),
+        *affine(f"{path}/mlp/up", f"{block}.ff.net.0.proj", kernel()),
+        *affine(f"{path}/mlp/down", f"{block}.ff.net.2", kernel()),
+        *affine(f"{path}/out", f"{name}.proj_out", kernel()),
     ]
     for i in (1, 2, 3):
-        entries += _affine(f"{path}/norm_{i}", f"{block}.norm{i}")
+        entries += affine(f"{path}/norm_{i}", f"{block}.norm{i}")
     for i in (1, 2):
         entries += _attention(f"{path}/attention_{i}", f"{block}.attn{i}", bias=False)
     return entries
@@ -191,8 +173,8 @@ def _layer(path: str, block: str, number: int, shortcut: bool, attends: bool) ->
     entries = _residual(f"{path}/residual", f"{block}.resnets.{number}", shortcut, time=True)
     for i in range(4):
         part = f"{block}.temp_convs.{number}.conv{i + 1}"
-        entries += _affine(f"{path}/time_conv/norm_{i}", f"{part}.0")
-        entries += _map(f"{path}/time_conv/conv_{i}", f"{part}.{3 if i else 2}", conv())  # the first has no dropout
+        entries += affine(f"{path}/time_conv/norm_{i}", f"{part}.0")
+        entries += affine(f"{path}/time_conv/conv_{i}", f"{part}.{3 if i else 2}", conv())  # the first has no dropout
     if attends:
         entries += _transformer(f"{path}/space", f"{block}.attentions.{number}")
         entries += _transformer(f"{path}/time", f"{block}.temp_attentions.{number}")
@@ -202,14 +184,14 @@ def _layer(path: str, block: str, number: int, shortcut: bool, attends: bool) ->
 def _unet_entries(module: UNet3D) -> list[Entry]:
     levels, width = list(enumerate(module.channels)), module.channels[0]
     entries = [
-        *_map("time_in", "time_embedding.linear_1", kernel()),
-        *_map("time_out", "time_embedding.linear_2", kernel()),
-        *_map("in", "conv_in", conv()),
+        *affine("time_in", "time_embedding.linear_1", kernel()),
+        *affine("time_out", "time_embedding.linear_2", kernel()),
+        *affine("in", "conv_in", conv()),
         *_transformer("time_first", "transformer_in"),
         *_layer("middle_0", "mid_block", 0, False, True),
         *_layer("middle_1", "mid_block", 1, False, False),
-        *_affine("norm", "conv_norm_out"),
-        *_map("out", "conv_out", conv()),
+        *affine("norm", "conv_norm_out"),
+        *affine("out", "conv_out", conv()),
     ]
     skips = [width]
     for i, channels in levels:
@@ -218,7 +200,7 @@ def _unet_entries(module: UNet3D) -> list[Entry]:
             width = channels
             skips.append(width)
         if i < len(levels) - 1:
-            entries += _map(f"down_{i}", f"down_blocks.{i}.downsamplers.0.conv", conv())
+            entries += affine(f"down_{i}", f"down_blocks.{i}.downsamplers.0.conv", conv())
             skips.append(width)
     for i, channels in reversed(levels):
         block = f"up_blocks.{len(levels) - 1 - i}"
@@ -227,7 +209,7 @@ def _unet_entries(module: UNet3D) -> list[Entry]:
             entries += _layer(f"up_{i}_{j}", block, j, shortcut, module.attention[i])
             width = channels
         if i:
-            entries += _map(f"up_{i}", f"{block}.upsamplers.0.conv", conv())
+            entries += affine(f"up_{i}", f"{block}.upsamplers.0.conv", conv())
     return entries
 
 
@@ -237,7 +219,7 @@ def _unet_entries(module: UNet3D) -> list[Entry]:
 def _kl_fields(config: dict) -> dict:
     config = _given(config, KL)
     levels = len(config["block_out_channels"])
-    _require(
+    require(
         config,
         in_channels=3,
         out_channels=3,
@@ -281,14 +263,14 @@ def _kl_config(module: KLAutoencoder) -> dict:
 def _kl_entries(module: KLAutoencoder) -> list[Entry]:
     levels = list(enumerate(module.channels))
     entries = [
-        *_map("encoder/moments", "quant_conv", conv()),
-        *_map("decoder/latents", "post_quant_conv", conv()),
+        *affine("encoder/moments", "quant_conv", conv()),
+        *affine("decoder/latents", "post_quant_conv", conv()),
     ]
     for half in ("encoder", "decoder"):
         middle = f"{half}.mid_block"
-        entries += _map(f"{half}/in", f"{half}.conv_in", conv()) + _map(f"{half}/out", f"{half}.conv_out", conv())
-        entries += _affine(f"{half}/norm", f"{half}.conv_norm_out")
-        entries += _affine(f"{half}/middle/norm", f"{middle}.attentions.0.group_norm")
+        entries += affine(f"{half}/in", f"{half}.conv_in", conv()) + affine(f"{half}/out", f"{half}.conv_out", conv())
+        entries += affine(f"{half}/norm", f"{half}.conv_norm_out")
+        entries += affine(f"{half}/middle/norm", f"{middle}.attentions.0.group_norm")
         entries += _attention(f"{half}/middle/attention", f"{middle}.attentions.0", bias=True)
         for i in (0, 1):
             entries += _residual(f"{half}/middle/residual_{i}", f"{middle}.resnets.{i}", False, time=False)
@@ -299,14 +281,14 @@ def _kl_entries(module: KLAutoencoder) -> list[Entry]:
             entries += _residual(f"encoder/down_{i}_{j}", name, width != channels, time=False)
             width = channels
         if i < len(levels) - 1:
-            entries += _map(f"encoder/down_{i}", f"encoder.down_blocks.{i}.downsamplers.0.conv", conv())
+            entries += affine(f"encoder/down_{i}", f"encoder.down_blocks.{i}.downsamplers.0.conv", conv())
     for i, channels in reversed(levels):
         block = f"decoder.up_blocks.{len(levels) - 1 - i}"
         for j in range(module.num_layers + 1):
             entries += _residual(f"decoder/up_{i}_{j}", f"{block}.resnets.{j}", width != channels, time=False)
             width = channels
         if i:
-            entries += _map(f"decoder/up_{i}", f"{block}.upsamplers.0.conv", conv())
+            entries += affine(f"decoder/up_{i}", f"{block}.upsamplers.0.conv", conv())
     return entries
 
 

@@ -7,16 +7,14 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from g4v_jax import sharding, trees
+from g4v_jax import trees
 from g4v_jax.weights.folder import TowerFolder
-from g4v_jax.weights.forward import FORWARD, inputs
+from g4v_jax.weights.forward import inputs, run
 from g4v_jax.weights.leaves import Leaves, merged
-from g4v_jax.weights.tables import Family, boxed_shapes, tower_shapes
+from g4v_jax.weights.tables import Family, tower_shapes
 
 LIMIT = 1 << 30  # bytes of float32 weights: beyond, a comparison would hold more than a conversion may
 LIBRARIES = {"llm": "transformers", "vision": "transformers", "denoiser": "diffusers", "autoencoder": "diffusers"}
@@ -28,7 +26,7 @@ def compare(published: Path, tower: TowerFolder) -> dict:
     Both run on `forward.inputs`, in float32 -> {"reference", "outputs": {name: relative error}, "relative_error"} with
     errors max |ours - theirs| / max |theirs|; or {"skipped": why}.
     """
-    return _compare(published, tower.family, tower.module, lambda: parameters(tower))
+    return _compare(published, tower.family, tower.module, tower.load_whole)
 
 
 def compare_export(published: Path, leaves: Leaves, family: Family, module, dtype: np.dtype | None) -> dict:
@@ -58,33 +56,6 @@ def _compare(published: Path, family: Family, module, params: Callable[[], dict]
     ours = run(family.tower, module, params(), arrays)
     errors = {name: float(np.abs(ours[name] - value).max() / np.abs(value).max()) for name, value in theirs.items()}
     return {"reference": library, "outputs": errors, "relative_error": max(errors.values())}
-
-
-def parameters(tower: TowerFolder, dtype=jnp.float32) -> dict:
-    """An imported tower's parameters on one device."""
-    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def shape(leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=one)
-
-    return tower.load(jax.tree.map(shape, tower_shapes(tower.family.tower, tower.module)))
-
-
-def sharded_shapes(tower: TowerFolder, mesh: jax.sharding.Mesh, dtype=jnp.float32) -> dict:
-    """An imported tower's leaves as ShapeDtypeStructs, laid over a mesh as training lays them."""
-    with jax.set_mesh(mesh):
-        boxed = boxed_shapes(tower.family.tower, tower.module)
-    shardings = sharding.named(mesh, sharding.parameter_specs(boxed))
-    return jax.tree.map(
-        lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=spec), nn.meta.unbox(boxed), shardings
-    )
-
-
-def run(kind: str, module, params: dict, arrays: dict[str, np.ndarray], dtype=jnp.float32) -> dict[str, np.ndarray]:
-    """A tower's forward pass on given arrays, computed in `dtype` on one device."""
-    with jax.set_mesh(sharding.make_mesh({"fsdp": 1}, jax.local_devices()[:1])):
-        call = jax.jit(lambda p, a: module.apply({"params": p}, a, dtype, method=FORWARD[kind]))
-        return {name: np.asarray(value) for name, value in call(params, arrays).items()}
 
 
 def _reference(family: Family, published: Path, arrays: dict) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ May hold the report's data and its two forms, report.json and report.txt.
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 
@@ -34,13 +35,12 @@ class Report:
     @property
     def parameters(self) -> int:
         """Numbers in all tensors."""
-        total = 0
-        for row in self.rows:
-            size = 1
-            for n in row.shape:
-                size *= n
-            total += size
-        return total
+        return sum(math.prod(shape) for shape in self.tensors.values())
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every foreign tensor; one that holds several of our leaves has as many rows."""
+        return {row.name: row.shape for row in self.rows}
 
     def summary(self) -> str:
         """One line."""
@@ -50,7 +50,7 @@ class Report:
         else:
             outputs = f"outputs within {compared['relative_error']:.1e} of {compared['reference']}"
         return (
-            f"{self.direction} {self.family}: {len(self.rows)} tensors, {self.parameters:,} parameters, "
+            f"{self.direction} {self.family}: {len(self.tensors)} tensors, {self.parameters:,} parameters, "
             f"{len(self.left)} left; {outputs}; fingerprint {self.fingerprint[:16]}"
         )
 
@@ -73,7 +73,7 @@ class Report:
             "direction": self.direction,
             "source": self.source,
             "family": self.family,
-            "tensors": len(self.rows),
+            "tensors": len(self.tensors),
             "parameters": self.parameters,
             "left": self.left,
             "fingerprint": self.fingerprint,

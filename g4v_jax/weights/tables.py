@@ -105,6 +105,12 @@ class Entry:
     layout: Layout = SAME
 
 
+def affine(path: str, name: str, weight: Layout | None = None, bias: Layout | None = FLAT) -> list[Entry]:
+    """The leaves of a norm (no `weight`) or of a linear map whose kernel lies as `weight`; `bias` None: it has none."""
+    first = Entry(f"{path}/kernel", f"{name}.weight", weight) if weight else Entry(f"{path}/scale", f"{name}.weight")
+    return [first, *([Entry(f"{path}/bias", f"{name}.bias", bias)] if bias else [])]
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A published kind of tower: how its config.json and its tensors correspond to one of our modules."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from g4v_jax.errors import UserError, nearest
 from g4v_jax.models.vision import Vision
-from g4v_jax.weights.tables import FLAT, SAME, Entry, Family, Layout, kernel, part, patches, reshaped
+from g4v_jax.weights.tables import SAME, Entry, Family, Layout, affine, kernel, part, patches, reshaped
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
 PLAIN = dict(  # what a tower of any family is, unless the family says otherwise
@@ -39,13 +39,6 @@ DEFAULTS = dict(  # what transformers takes where config.json says nothing
 HALVES = (0.5, 0.5, 0.5)
 QKV = dict(q="query", k="key", v="value")
 MAX_RATIO = 64  # of DINOv2's whole mlp_ratio; published ones are 4
-
-
-def affine(path: str, name: str, layout: Layout | None = None) -> list[Entry]:
-    """Both leaves of a norm (no layout) or of a linear map whose kernel lies as `layout`."""
-    if layout is None:
-        return [Entry(f"{path}/scale", f"{name}.weight"), Entry(f"{path}/bias", f"{name}.bias")]
-    return [Entry(f"{path}/kernel", f"{name}.weight", layout), Entry(f"{path}/bias", f"{name}.bias", FLAT)]
 
 
 def side(config: dict, key: str) -> int:

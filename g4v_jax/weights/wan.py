@@ -7,7 +7,8 @@ May hold their name tables and their config.json both ways. Computation: `models
 from g4v_jax.errors import UserError
 from g4v_jax.models.autoencoder_wan import LATENT_MEAN, LATENT_STD, WanAutoencoder
 from g4v_jax.models.denoiser import Denoiser
-from g4v_jax.weights.tables import FLAT, SAME, Entry, Family, conv, interleaved, kernel, patches, reshaped
+from g4v_jax.weights.settings import given, require
+from g4v_jax.weights.tables import FLAT, SAME, Entry, Family, affine, conv, interleaved, kernel, patches, reshaped
 
 DENOISER = {  # what diffusers takes where config.json says nothing
     "patch_size": (1, 2, 2),
@@ -48,29 +49,14 @@ AUTOENCODER = {
 }
 
 
-def _given(config: dict, defaults: dict) -> dict:
-    """config.json over the defaults, without diffusers' own notes (`_class_name`). UserError for an unknown key."""
-    given = {key: value for key, value in config.items() if not key.startswith("_")}
-    for key in sorted(given.keys() - defaults.keys()):
-        raise UserError(f"config.json: unknown setting {key!r} = {given[key]!r}")
-    return defaults | given
-
-
-def _require(config: dict, **supported) -> None:
-    """Raises UserError for the first setting that is not what we compute."""
-    for key, value in supported.items():
-        if config[key] != value:
-            raise UserError(f"config.json: {key} {config[key]!r}; supported: {value!r}")
-
-
 # Denoiser
 
 
 def _denoiser_fields(config: dict) -> dict:
-    config = _given(config, DENOISER)
+    config = given(config, DENOISER)
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
     dim, image_dim = heads * head_dim, config["image_dim"]
-    _require(config, qk_norm="rms_norm_across_heads", added_kv_proj_dim=dim if image_dim else None)
+    require(config, qk_norm="rms_norm_across_heads", added_kv_proj_dim=dim if image_dim else None)
     if config["freq_dim"] % 2 or head_dim % 2:
         raise UserError(f"config.json: freq_dim {config['freq_dim']}, attention_head_dim {head_dim}; both must be even")
     if config["pos_embed_seq_len"] and not image_dim:
@@ -126,24 +112,20 @@ def _denoiser_fits(module: Denoiser) -> str | None:
     return None
 
 
-def _linear(path: str, name: str, weight=kernel(), bias=FLAT) -> list[Entry]:
-    return [Entry(f"{path}/kernel", f"{name}.weight", weight), Entry(f"{path}/bias", f"{name}.bias", bias)]
-
-
 def _denoiser_entries(module: Denoiser) -> list[Entry]:
     embedder, head_dim = "condition_embedder", module.dim // module.num_heads
     entries = [
-        *_linear("patch", "patch_embedding", patches(module.patch, module.latent_channels)),
-        *_linear("time_in", f"{embedder}.time_embedder.linear_1"),
-        *_linear("time_out", f"{embedder}.time_embedder.linear_2"),
-        *_linear("time_modulation", f"{embedder}.time_proj"),
-        *_linear("context_in", f"{embedder}.text_embedder.linear_1"),
-        *_linear("context_out", f"{embedder}.text_embedder.linear_2"),
-        *_linear("head", "proj_out"),
+        *affine("patch", "patch_embedding", patches(module.patch, module.latent_channels)),
+        *affine("time_in", f"{embedder}.time_embedder.linear_1", kernel()),
+        *affine("time_out", f"{embedder}.time_embedder.linear_2", kernel()),
+        *affine("time_modulation", f"{embedder}.time_proj", kernel()),
+        *affine("context_in", f"{embedder}.text_embedder.linear_1", kernel()),
+        *affine("context_out", f"{embedder}.text_embedder.linear_2", kernel()),
+        *affine("head", "proj_out", kernel()),
         Entry("head_modulation", "scale_shift_table", reshaped((1, 2, module.dim))),
         Entry("layers/modulation", "blocks.{}.scale_shift_table", reshaped((1, 6, module.dim))),
-        *_linear("layers/mlp/up", "blocks.{}.ffn.net.0.proj"),
-        *_linear("layers/mlp/down", "blocks.{}.ffn.net.2"),
+        *affine("layers/mlp/up", "blocks.{}.ffn.net.0.proj", kernel()),
+        *affine("layers/mlp/down", "blocks.{}.ffn.net.2", kernel()),
     ]
     names = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "q_norm": "norm_q", "k_norm": "norm_k"}
     image = {"image_k": "add_k_proj", "image_v": "add_v_proj", "image_k_norm": "norm_added_k"}
@@ -158,13 +140,13 @@ def _denoiser_entries(module: Denoiser) -> list[Entry]:
             if part.endswith("norm"):
                 entries.append(Entry(f"{path}/scale", f"{name}.weight", layout(SAME)))
             else:
-                entries += _linear(path, name, layout(kernel(2 if part == "o" else 1)), layout(FLAT))
+                entries += affine(path, name, layout(kernel(2 if part == "o" else 1)), layout(FLAT))
     if module.cross_norm:
         entries.append(Entry("layers/cross_norm/scale", "blocks.{}.norm2.weight"))
         entries.append(Entry("layers/cross_norm/bias", "blocks.{}.norm2.bias"))
     if module.image_dim:
         name = f"{embedder}.image_embedder"
-        entries += _linear("image/in", f"{name}.ff.net.0.proj") + _linear("image/out", f"{name}.ff.net.2")
+        entries += affine("image/in", f"{name}.ff.net.0.proj", kernel()) + affine("image/out", f"{name}.ff.net.2", kernel())
         for ours, theirs in (("norm_in", "norm1"), ("norm_out", "norm2")):
             entries.append(Entry(f"image/{ours}/scale", f"{name}.{theirs}.weight"))
             entries.append(Entry(f"image/{ours}/bias", f"{name}.{theirs}.bias"))
@@ -178,8 +160,8 @@ def _denoiser_entries(module: Denoiser) -> list[Entry]:
 
 
 def _autoencoder_fields(config: dict) -> dict:
-    config = _given(config, AUTOENCODER)
-    _require(config, is_residual=False, patch_size=None, attn_scales=[], dropout=0.0, in_channels=3, out_channels=3)
+    config = given(config, AUTOENCODER)
+    require(config, is_residual=False, patch_size=None, attn_scales=[], dropout=0.0, in_channels=3, out_channels=3)
     time, channels = tuple(config["temperal_downsample"]), config["z_dim"]
     if len(time) != len(config["dim_mult"]) - 1 or sum(time) > 2:
         raise UserError(f"config.json: temperal_downsample {time}; supported: one a stage but the last, at most two true")
@@ -225,12 +207,12 @@ def _scale(path: str, name: str, dim: int, axes: int = 3) -> Entry:
 
 
 def _conv(path: str, name: str) -> list[Entry]:
-    return _linear(path, name, conv(), SAME)
+    return affine(path, name, conv(), SAME)
 
 
 def _pointwise(path: str, name: str, inputs: int, axes: int = 3) -> list[Entry]:
     """A convolution of one tap, which is a linear map to us."""
-    return _linear(path, name, patches((1,) * axes, inputs))
+    return affine(path, name, patches((1,) * axes, inputs))
 
 
 def _residual(path: str, name: str, inputs: int, dim: int) -> list[Entry]:
