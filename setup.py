@@ -20,7 +20,9 @@ REQUIRES = [
     "matplotlib==3.11.2",
     "rich==15.0.0",
     "rouge-score==0.1.2",
+    "pycocoevalcap==1.2",
     "gguf==0.19.0",
+    "onnx==1.23.2",
     "jinja2==3.1.6",
 ]
 
@@ -30,6 +32,7 @@ PARITY = [  # the reference libraries that imports and exports are compared with
     "diffusers==0.42.1",
     "peft==0.21.2",
     "safetensors==0.8.0",
+    "onnxruntime==1.32.0",
 ]
 
 setup(

@@ -24,6 +24,10 @@ SIGLIP_SO400M = dict(image_size=384, patch_size=14, dim=1152, mlp_dim=4304, num_
                      class_token=False, pre_norm=False, patch_bias=True, final_norm=True, activation="gelu_tanh",
                      norm_eps=1e-6, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
+DINOV2_SMALL = dict(image_size=518, patch_size=14, dim=384, mlp_dim=1536, num_layers=12, num_heads=6, pre_norm=False,
+                    patch_bias=True, final_norm=True, layer_scale=1.0, activation="gelu", norm_eps=1e-6,
+                    mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
 SUMMARIZER = dict(dim=1024, mlp_dim=4096, num_layers=6, num_heads=16, num_queries=64)  # 65 tokens a clip
 
 LLAMA_7B = dict(dim=4096, mlp_dim=11008, num_layers=32, num_heads=32, num_kv_heads=32, head_dim=128, norm_eps=1e-6,

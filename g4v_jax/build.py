@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from g4v_jax import config as configs
 from g4v_jax import sharding, trees
+from g4v_jax.data.corpus import TokenizerSpec
 from g4v_jax.data.pack import RowShape, single
 from g4v_jax.data.pipeline import Pipeline
 from g4v_jax.diffusion import ddpm
@@ -58,13 +59,6 @@ class Precision:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerSpec:
-    """The tokenizer learned from the records' texts."""
-
-    vocab_size: int
-
-
-@dataclasses.dataclass(frozen=True)
 class World:
     """Size of the built-in world: training examples of each kind."""
 
@@ -92,7 +86,7 @@ class Sections:
     init: dict = dataclasses.field(default_factory=dict)  # tower -> workdir whose weights it starts from
     trainable: tuple[str, ...] = (".*",)
     ema: tuple[str, ...] = ()
-    source: str = ""  # folder of clips and captions that the records are built from
+    source: str = ""  # folder of clips and texts that the records are built from, or several with commas between
     world: dict = dataclasses.field(default_factory=dict)  # what `g4v data make` writes into `source`
     sample: dict = dataclasses.field(default_factory=dict)
     evaluate: dict = dataclasses.field(default_factory=dict)
@@ -201,7 +195,7 @@ class Build:
 
     @cached_property
     def tokenizer(self) -> TokenizerSpec:
-        """Size of the vocabulary."""
+        """Which tokenizer."""
         return configs.read(TokenizerSpec, self.sections.tokenizer, "tokenizer")
 
     @cached_property

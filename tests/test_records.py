@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 from folder import make, write_lines
@@ -129,7 +130,7 @@ def test_bad_videos_are_skipped_counted_and_listed(tmp_path, caplog):
     summary = records.build(source, tmp_path / "records")
     skipped = [json.loads(line) for line in (tmp_path / "records" / records.SKIPPED).read_text().splitlines()]
     assert summary["skipped"] == len(skipped) == 5  # two clips, and three dialogues that show one of them
-    assert {row["video"] for row in skipped} == {"clips/1.mp4", "clips/4.mp4"}
+    assert {Path(row["video"]).name for row in skipped} == {"1.mp4", "4.mp4"}
     assert "5 records skipped" in caplog.text
     for video in (source / "clips").iterdir():
         video.write_bytes(b"noise")

@@ -6,6 +6,7 @@ from pathlib import Path
 from absl import flags
 
 from g4v_jax import config as configs
+from g4v_jax.errors import UserError
 
 DEFAULT_CONFIG = "configs/quickstart.py"
 DEFAULT_WORKDIR = "runs/quickstart"
@@ -54,6 +55,22 @@ def open_run(workdir: str):
     if threshold.exists():
         assistant.threshold = float(json.loads(threshold.read_text())["threshold"])
     return build, assistant
+
+
+def open_llm(folder: str):
+    """(decoder, tokenizer) of an imported LLM. Raises UserError where there is none."""
+    import jax
+
+    from g4v_jax import sharding
+    from g4v_jax.data.text import Tokenizer
+    from g4v_jax.infer.decode import Decoder
+    from g4v_jax.weights.folder import TowerFolder
+
+    tower = TowerFolder(Path(folder))
+    if tower.family.tower != "llm":
+        raise UserError(f"{folder} is a {tower.family.tower}; only an llm can talk alone")
+    mesh = sharding.make_mesh({"fsdp": 1}, jax.local_devices()[:1])
+    return Decoder(tower.module, tower.load_whole(), mesh), Tokenizer.load(tower.path / "tokenizer.json")
 
 
 def threshold_file(workdir: str) -> Path:

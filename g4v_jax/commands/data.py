@@ -1,8 +1,8 @@
-"""`g4v data make | fetch | build | inspect`."""
+"""`g4v data make | fetch | talk | build | inspect`."""
 
 from absl import flags
 
-from g4v_jax.commands.common import parse, write_json
+from g4v_jax.commands.common import open_llm, parse, write_json
 from g4v_jax.errors import UserError
 
 
@@ -39,16 +39,52 @@ def fetch(arguments: list[str]) -> None:
     write_json(values.json, summary)
 
 
+ANSWER = 64  # tokens of an answer to learn from, at most
+TOGETHER = 16  # questions answered at a time
+
+
+def talk(arguments: list[str]) -> None:
+    """Write ordinary talk into --out: an imported LLM's own answers to train on, people's conversations held out."""
+
+    def extra(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("out", None, "Folder for dialogues.", flag_values=values)
+        flags.DEFINE_string("llm", None, "Folder of the imported LLM that answers.", flag_values=values)
+        flags.DEFINE_integer("questions", 800, "To train on.", lower_bound=1, flag_values=values)
+
+    values, _ = parse("data talk", arguments, extra=extra, config=False, json=True)
+    if not values.llm or not values.out:
+        raise UserError("data talk: say who answers and where: g4v data talk --llm=towers/smollm2 --out=data/talk")
+    from tqdm import tqdm
+
+    from g4v_jax.data import talk
+    from g4v_jax.data.text import Turn
+    from g4v_jax.infer.decode import conversation
+
+    decoder, tokenizer = open_llm(values.llm)
+
+    def answer(questions) -> list[str]:
+        prompts = [conversation([Turn("user", text)], tokenizer) for text in questions]
+        made = []
+        for start in tqdm(range(0, len(prompts), TOGETHER), "answering", unit=" batches", disable=None):
+            made += decoder.greedy(prompts[start : start + TOGETHER], ANSWER, [tokenizer.stop])
+        # an answer that was cut off is left out: it would teach never to end
+        return [tokenizer.decode(ids).strip() if len(ids) < ANSWER else "" for ids in made]
+
+    summary = talk.write(values.out, answer, values.questions)
+    print(f"{values.out}: {summary}")
+    write_json(values.json, summary)
+
+
 def build(arguments: list[str]) -> None:
-    """Records and tokenizer of the config's `source` folder."""
+    """Records of the config's `source`, a folder or several, and the tokenizer."""
     values, _ = parse("data build", arguments, json=True)
     from g4v_jax.build import Build
     from g4v_jax.data import records
-    from g4v_jax.data.corpus import learn_tokenizer
+    from g4v_jax.data.corpus import make_tokenizer
 
     parts = Build(values.config)
-    summary = records.build(parts.sections.source, parts.pipeline.records)
-    size = learn_tokenizer(parts.pipeline.records, parts.tokenizer.vocab_size)
+    summary = records.build(parts.sections.source.split(","), parts.pipeline.records)
+    size = make_tokenizer(parts.pipeline.records, parts.tokenizer)
     verb = "already there" if summary["reused"] else "built"
     print(f"{parts.pipeline.records}: {verb}: {summary['records']}, skipped {summary['skipped']}; {size} tokens known")
     write_json(values.json, summary)
@@ -68,7 +104,7 @@ def inspect(arguments: list[str]) -> None:
     from g4v_jax.evals.inspect import measure, sheet
 
     parts = Build(values.config)
-    tokenizer = load_tokenizer(parts.pipeline.records)
+    tokenizer = load_tokenizer(parts.pipeline.records, parts.tokenizer)
     batches = parts.pipeline.open(tokenizer, parts.shape)
     try:
         taken = [next(batches) for _ in range(values.batches)]

@@ -43,7 +43,7 @@ def _run(build, workdir: Path, stop_after: int | None) -> None:
     from g4v_jax.train.start import first_state, frozen_tree, versions
     from g4v_jax.train.step import make_gradient_cosines, make_step
 
-    tokenizer = load_tokenizer(build.pipeline.records, workdir, build.tokenizer.vocab_size)
+    tokenizer = load_tokenizer(build.pipeline.records, build.tokenizer, workdir)
     blueprint, optimizer, spec, seed = build.blueprint, build.optimizer, build.loop, build.sections.seed
     sources = build.sources()
     checkpoints = Checkpoints(workdir, spec.checkpoint_every, spec.keep)

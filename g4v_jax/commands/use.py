@@ -5,7 +5,7 @@ from pathlib import Path
 
 from absl import flags
 
-from g4v_jax.commands.common import open_run, parse, write_json
+from g4v_jax.commands.common import open_llm, open_run, parse, write_json
 from g4v_jax.errors import UserError
 
 DECLINED = 3  # exit status where the model does not do what it is asked
@@ -120,20 +120,12 @@ def chat(arguments: list[str]) -> None:
 
 def _talk(folder: str) -> None:
     """Talk with an imported LLM alone."""
-    import jax
-
-    from g4v_jax import sharding
-    from g4v_jax.data.text import Tokenizer, Turn
-    from g4v_jax.infer.decode import Decoder, conversation
+    from g4v_jax.data.text import Turn
+    from g4v_jax.infer.decode import conversation
     from g4v_jax.weights.folder import TowerFolder
 
-    tower = TowerFolder(Path(folder))
-    if tower.family.tower != "llm":
-        raise UserError(f"chat: {folder} is a {tower.family.tower}; only an llm can talk alone")
-    tokenizer = Tokenizer.load(tower.path / "tokenizer.json")
-    room = tower.about["config"].get("max_position_embeddings", 2048)
-    mesh = sharding.make_mesh({"fsdp": 1}, jax.local_devices()[:1])
-    decoder = Decoder(tower.module, tower.load_whole(), mesh)
+    decoder, tokenizer = open_llm(folder)
+    room = TowerFolder(Path(folder)).about["config"].get("max_position_embeddings", 2048)
     print("/new starts over, /quit ends.")
     turns: list = []
     for line in _lines():

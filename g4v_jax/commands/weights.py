@@ -30,6 +30,9 @@ def import_(arguments: list[str]) -> None:
         _define_output(values)
         flags.DEFINE_string("base", None, "For an adapter: the imported tower it belongs to.", flag_values=values)
         flags.DEFINE_string("tower", None, "Which tower, where the source holds several.", flag_values=values)
+        flags.DEFINE_integer("layers", None, "Take the first so many layers alone.", flag_values=values)
+        flags.DEFINE_integer("image_size", None, "Resize a vision tower's positions to pictures of so many pixels.",
+                             flag_values=values)
         flags.DEFINE_multi_string("ignore", [], "Pattern of tensors to leave; may be repeated.", flag_values=values)
 
     values, sources = parse("import", arguments, extra=extra, config=False, json=True)
@@ -46,9 +49,14 @@ def import_(arguments: list[str]) -> None:
     elif values.base:
         raise UserError(f"import: --base is for adapters; {source} holds no adapter_config.json")
     else:
-        tower, report = import_tower(source, values.out, values.ignore, values.overwrite, values.tower)
-        if values.compare == "auto":
+        tower, report = import_tower(
+            source, values.out, values.ignore, values.overwrite, values.tower, values.layers, values.image_size
+        )
+        if values.compare == "auto" and values.layers is None:
             report.compared = parity.compare(source, tower)
+            report.write(tower.path)
+        elif values.layers is not None:
+            report.compared = {"skipped": f"only the first {values.layers} layers were taken"}
             report.write(tower.path)
     print(report.summary())
     print(f"{tower.path}: a {tower.family.tower} of kind {tower.family.name}; every tensor is in report.txt")

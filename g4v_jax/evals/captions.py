@@ -1,10 +1,16 @@
-"""Captioning on held-out clips: attributes by rule where the clips have them, ROUGE-L against the caption always."""
+"""Captioning on held-out clips: attributes by rule where the clips have them; ROUGE-L and CIDEr against the caption.
+
+Words are lower-cased runs of letters and digits, as `rouge_score` takes them; nothing is stemmed.
+"""
 
 import dataclasses
+import re
+from collections import Counter
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
+from pycocoevalcap.cider.cider import Cider
 from rouge_score import rouge_scorer
 
 from g4v_jax.data.records import Record
@@ -41,14 +47,69 @@ def measure(
         right = judge(record.attributes, partial(parse_caption, reply.text))
         judged.append(Captioned(record, clip, reply.text, right))
     figures = {"caption/rouge_l": Figure.mean([rouge_l(j.text, j.record.caption) for j in judged])}
+    figures["caption/cider"] = cider([j.text for j in judged], [j.record.caption for j in judged])
     figures["caption/exact"] = Figure.share([_plain(j.text) == _plain(j.record.caption) for j in judged])
     figures |= attribute_figures("caption", [j.right for j in judged])
     return figures, judged
 
 
+def cider(texts: Sequence[str], references: Sequence[str]) -> Figure:
+    """CIDEr-D (Vedantam et al. 2015), by pycocoevalcap; document frequencies are those of these references.
+
+    The interval resamples the clips' scores and leaves the frequencies as they are.
+    """
+    words = {i: [" ".join(_words(text))] for i, text in enumerate(texts)}
+    wanted = {i: [" ".join(_words(text))] for i, text in enumerate(references)}
+    return Figure.mean(Cider().compute_score(wanted, words)[1])
+
+
+def group_accuracy(judged: Sequence[Captioned], known: Sequence[Record]) -> dict[str, Figure]:
+    """Share of emoji whose caption names one of the same group ("animals and nature"): "caption/group".
+
+    The group is that of the `known` record whose caption has the most words of it in order (ROUGE-L), tones aside; none
+    where several groups are as near, or no name has a word in common. Each base emoji counts once: variants of one
+    differ by skin tone alone and are no samples of their own, so theirs are averaged. "caption/group_guess" is the
+    share of the commonest group. {} for clips without groups.
+    """
+    groups = {name_words(record.caption): record.attributes["group"] for record in known if "group" in record.attributes}
+    if not groups:
+        return {}
+    shared = set.intersection(*map(set, groups))  # words that every caption has tell nothing
+    names = {tuple(word for word in words if word not in shared): group for words, group in groups.items()}
+    hits: dict[str, list[bool]] = {}
+    truth: dict[str, str] = {}
+    for one in judged:
+        said = [word for word in name_words(one.text) if word not in shared]
+        scores = {name: rouge_l(" ".join(said), " ".join(name)) for name in names}
+        best = max(scores.values())
+        named = {names[name] for name, score in scores.items() if score == best > 0}
+        base, group = (one.record.attributes[key] for key in ("base", "group"))
+        hits.setdefault(base, []).append(named == {group})
+        truth[base] = group
+    commonest = Counter(truth.values()).most_common(1)[0][0]
+    return {
+        "caption/group": Figure.mean([np.mean(values) for values in hits.values()]),
+        "caption/group_guess": Figure.share([group == commonest for group in truth.values()]),
+    }
+
+
+def name_words(caption: str) -> tuple[str, ...]:
+    """Words of a caption, without a skin tone at its end."""
+    return tuple(_words(re.sub(r" with [a-z-]+ skin tone$", "", caption.lower().strip(". "))))
+
+
 def rouge_l(text: str, reference: str) -> float:
     """F-measure of ROUGE-L (Lin 2004), lower-cased words without stemming."""
-    return rouge_scorer.RougeScorer(["rougeL"]).score(reference, text)["rougeL"].fmeasure
+    return _rouge().score(reference, text)["rougeL"].fmeasure
+
+
+@lru_cache
+def _rouge() -> rouge_scorer.RougeScorer:
+    return rouge_scorer.RougeScorer(["rougeL"])
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
 
 
 def _plain(text: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from g4v_jax.data import records
 from g4v_jax.data.pipeline import FrameCache
-from g4v_jax.evals import captions, pictures, safety, videos
+from g4v_jax.evals import captions, pictures, safety, talk, videos
 from g4v_jax.evals.figures import Figure, attribute_figures
 from g4v_jax.infer.assistant import Assistant
 from g4v_jax.safety.gate import choose_threshold
@@ -67,7 +67,7 @@ def evaluate(
     chosen = captions.spread(clips, spec.captions)
     say(f"captioning {len(chosen)} clips")
     found, judged = captions.measure(assistant, chosen, [watched(r, 0) for r in chosen], spec.split)
-    figures |= found
+    figures |= found | captions.group_accuracy(judged, _all_clips(directory))
     show("captions", "Clips watched, and what the model says", [_captioned(one) for one in judged[:PICTURED]])
 
     chosen = captions.spread(clips, spec.generations)
@@ -77,6 +77,8 @@ def evaluate(
     show("generations", "Requests, and what the model renders", [_rendered(one) for one in judged[:PICTURED]])
 
     figures |= attribute_figures("reader", [videos.judge_video(record, rendered(record)) for record in chosen])
+
+    figures |= talk.measure(assistant, directory, spec.split)
 
     held_out = safety.cases(directory, spec.split, spec.safety, watched)
     if held_out:
@@ -95,6 +97,11 @@ def evaluate(
     as_dicts = {name: dataclasses.asdict(figure) for name, figure in figures.items()}
     pictures.page(out / "index.html", f"Evaluation of {out}", as_dicts, sheets, talks)
     return figures
+
+
+def _all_clips(directory: str) -> list[records.Record]:
+    present = [split for split in records.SPLITS if f"{split}_clips" in records.splits(directory)]
+    return [record for split in present for record in records.read(directory, split, "clips")]
 
 
 def write(path: Path, figures: dict[str, Figure]) -> None:

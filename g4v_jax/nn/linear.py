@@ -77,16 +77,27 @@ class Embedding(nn.Module):
 
     def setup(self):
         init = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), ("vocab", "embed"))
-        table = self.param("table", init, (self.vocab_size, self.dim), jnp.float32)
+        self.table = self.param("table", init, (self.vocab_size, self.dim), jnp.float32)
         if self.added:
             init = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), ("channels", "embed"))
-            table = jnp.concatenate([table, self.param("added", init, (self.added, self.dim), jnp.float32)])
-        self.table = table
+            self.extra = self.param("added", init, (self.added, self.dim), jnp.float32)
 
     def __call__(self, tokens: jax.Array, dtype=jnp.float32) -> jax.Array:
         """tokens i32 [...] -> [... D]. A one-sided gather: the table's width is made whole first (see sharding)."""
-        return jnp.take(constrain(self.table.astype(dtype), "vocab", "embed"), tokens, axis=0)
+        table = constrain(self.table.astype(dtype), "vocab", "embed")
+        if not self.added:
+            return jnp.take(table, tokens, axis=0)
+        # two tables, never joined: the gradient of a joined one would be as large as a frozen vocabulary
+        words = jnp.take(table, jnp.minimum(tokens, self.vocab_size - 1), axis=0)
+        own = jax.nn.one_hot(tokens - self.vocab_size, self.added, dtype=dtype)
+        extra = jnp.einsum("...a,ad->...d", own, self.extra.astype(dtype))
+        return jnp.where((tokens < self.vocab_size)[..., None], words, extra)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """x [... D] -> logits [... V] float32, with the table kept as (V, D), the faster layout on CPU."""
-        return jnp.einsum("...d,vd->...v", x, self.table.astype(x.dtype), preferred_element_type=jnp.float32)
+
+        def score(table):
+            return jnp.einsum("...d,vd->...v", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+
+        logits = score(self.table)
+        return jnp.concatenate([logits, score(self.extra)], axis=-1) if self.added else logits

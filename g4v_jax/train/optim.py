@@ -16,7 +16,8 @@ SCHEDULES = ("constant", "linear", "cosine", "stepwise")
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW for all leaves, or Muon for the matrices inside layers with AdamW for the rest (Jordan et al. 2024).
+    """AdamW for all leaves, or Muon for the matrices inside layers with AdamW for the rest (Jordan et al. 2024), and for
+    all of the towers in `adamw_towers`: Muon's iterations cost more than the step where a tower is large and rows few.
 
     Warmup is linear; `linear` and `cosine` decay to `final` times the peak over the run, `stepwise` multiplies the rate
     by `decay` every `decay_steps`.
@@ -26,6 +27,7 @@ class Optimizer:
     learning_rate: float = 1e-3
     muon_learning_rate: float = 0.02
     muon_steps: int = 5  # Newton-Schulz iterations
+    adamw_towers: tuple[str, ...] = ()
     warmup_steps: int = 100
     schedule: str = "cosine"
     final: float = 0.0
@@ -78,7 +80,7 @@ class Optimizer:
                 self.rate(self.muon_learning_rate, steps),
                 ns_steps=self.muon_steps,
                 weight_decay=self.weight_decay,
-                muon_weight_dimension_numbers=_map_paths(_matrix_axes),
+                muon_weight_dimension_numbers=_map_paths(self._muon_axes),
             )
         learned = optax.partition(rules, _map_paths(self._rule))
         clip = optax.masked(optax.clip_by_global_norm(self.clip_norm), _map_paths(lambda p, _: not STATISTIC.match(p)))
@@ -88,7 +90,10 @@ class Optimizer:
     def _rule(self, path: str, leaf) -> str:
         if STATISTIC.match(path):
             return "statistic"
-        return "muon" if self.name == "muon" and _matrix_axes(path, leaf) else "adamw"
+        return "muon" if self.name == "muon" and self._muon_axes(path, leaf) else "adamw"
+
+    def _muon_axes(self, path: str, leaf) -> MuonDimensionNumbers | None:
+        return None if path.split("/")[0] in self.adamw_towers else _matrix_axes(path, leaf)
 
 
 def _map_paths(function):

@@ -27,6 +27,7 @@ from g4v_jax.weights.report import Report, Row
 from g4v_jax.weights.sources import Opened, open_source
 from g4v_jax.weights.tables import Family, Move
 from g4v_jax.weights.tensors import SafetensorsFile, Writer, explained
+from g4v_jax.weights.vision import RESIZABLE, Resized
 
 FORMAT = 1  # of tower.json
 FLOATS = (np.float64, np.float32, np.float16, "bfloat16")
@@ -61,17 +62,25 @@ def import_tower(
     ignore: Iterable[str] = (),
     overwrite: bool = False,
     tower: str | None = None,
+    layers: int | None = None,
+    image_size: int | None = None,
 ) -> tuple[TowerFolder, Report]:
     """Convert a published tower into a folder of ours.
 
-    Holds one tensor at a time. `tower`: which one of a checkpoint that holds several. Raises UserError as `sources.open_source`, `families.recognise`, `tables.plan` and
-    `staged` do, and for a tensor that is no floating-point number.
+    Holds one tensor at a time. `tower`: which one of a checkpoint that holds several. `layers`: the first so many alone;
+    the others' tensors must then be named by `ignore`. `image_size`: of a vision tower, whose table of positions is
+    resized to it. Raises UserError as `sources.open_source`, `families.recognise`, `tables.plan` and `staged` do, for
+    layers or a size that the tower cannot have, and for a tensor that is no floating-point number.
     """
     opened = open_source(source)
     if opened.kind == "adapter":
         raise UserError(f"{source}: an adapter; say which imported tower it is for by --base=DIR")
     family = recognise(opened.config, str(opened.path), tower)
     module = _module(family, opened)
+    if layers is not None:
+        module = _shortened(module, layers)
+    if image_size is not None:
+        module, opened = _resized(family, module, opened, image_size)
     plan = tables.plan(family, module, opened.tensors, ignore)
     dtypes = _leaf_dtypes(plan, opened.tensors)
     rows = []
@@ -132,6 +141,26 @@ def _module(family: Family, opened: Opened) -> nn.Module:
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError) as error:
         raise UserError(f"{opened.path}: config.json does not describe a {family.name} ({error!r})") from None
     return module
+
+
+def _shortened(module: nn.Module, layers: int) -> nn.Module:
+    """The first layers of a tower."""
+    have = getattr(module, "num_layers", 0)
+    if not 1 <= layers <= have:
+        raise UserError(f"import: --layers={layers}; this tower has {have}")
+    return module.clone(parent=None, num_layers=layers)
+
+
+def _resized(family: Family, module: nn.Module, opened: Opened, size: int) -> tuple[nn.Module, Opened]:
+    """A vision tower for square pictures of another size."""
+    if family.name not in RESIZABLE:
+        raise UserError(f"import: --image_size is for {', '.join(RESIZABLE)}, not for {family.name}")
+    if size < module.patch_size:
+        raise UserError(f"import: --image_size={size} is less than a patch of {module.patch_size}")
+    bare = next(entry.name for entry in family.entries(module) if entry.path == "positions")
+    name = next((name for name in opened.tensors.names() if family.bare(name) == family.bare(bare)), bare)
+    tensors = Resized(opened.tensors, name, size // module.patch_size, module.class_token)
+    return module.clone(parent=None, image_size=size), dataclasses.replace(opened, tensors=tensors)
 
 
 def _own_fields(module: nn.Module):

@@ -42,20 +42,51 @@ def compare_export(published: Path, leaves: Leaves, family: Family, module, dtyp
 
 
 def _compare(published: Path, family: Family, module, params: Callable[[], dict]) -> dict:
-    library = LIBRARIES.get(family.tower)
+    library = "onnxruntime" if published.suffix == ".onnx" else LIBRARIES.get(family.tower)
     if library is None:
         return {"skipped": f"no library computes a {family.name}"}
-    missing = [name for name in ("torch", library) if importlib.util.find_spec(name) is None]
+    needed = (library,) if library == "onnxruntime" else ("torch", library)
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         return {"skipped": f"{' and '.join(missing)} not installed (pip install g4v_jax[parity])"}
     size = 4 * trees.count(tower_shapes(family.tower, module))
     if size > LIMIT:
         return {"skipped": f"{size / 2**30:.1f} GiB of weights would be held twice; the limit is {LIMIT / 2**30:.0f} GiB"}
     arrays = inputs(family.tower, module)
-    theirs = _reference(family, published, arrays)
+    if library == "onnxruntime":
+        theirs = _graph(published, arrays)
+        if theirs is None:
+            return {"skipped": "the graph was exported for pictures of another size"}
+    else:
+        theirs = _reference(family, published, arrays)
     ours = run(family.tower, module, params(), arrays)
     errors = {name: float(np.abs(ours[name] - value).max() / np.abs(value).max()) for name, value in theirs.items()}
     return {"reference": library, "outputs": errors, "relative_error": max(errors.values())}
+
+
+def _graph(published: Path, arrays: dict) -> dict[str, np.ndarray] | None:
+    """The last hidden state inside an ONNX graph; None where it does not take pictures of this size."""
+    import onnx
+    import onnxruntime
+
+    from g4v_jax.weights.onnx import OnnxGraph
+
+    model = onnx.load(published, load_external_data=False)
+    last, pictures = OnnxGraph(published).last, model.graph.input[0]
+    del model.graph.output[:]
+    model.graph.output.add().name = last
+    for axis in pictures.type.tensor_type.shape.dim:
+        axis.dim_param = f"free_{axis.dim_value}"
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # a size that it does not take is told by us
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    frames = arrays["frames"]
+    pixels = frames.reshape(-1, *frames.shape[2:]).transpose(0, 3, 1, 2)
+    try:
+        features = session.run([last], {pictures.name: pixels})[0]
+    except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
+        return None
+    return {"features": features.reshape(*frames.shape[:2], *features.shape[1:])}
 
 
 def _reference(family: Family, published: Path, arrays: dict) -> dict[str, np.ndarray]:
@@ -75,7 +106,9 @@ def _reference(family: Family, published: Path, arrays: dict) -> dict[str, np.nd
             if kind == "llm":
                 return {"logits": model(tensors["tokens"].long()).logits.numpy()}
             frames = tensors["frames"].flatten(0, 1).permute(0, 3, 1, 2)
-            features = model(pixel_values=frames).last_hidden_state
+            table = getattr(model.config, "image_size", None)
+            resized = {} if family.name == "dinov2" or table in (None, frames.shape[-1]) else {"interpolate_pos_encoding": True}
+            features = model(pixel_values=frames, **resized).last_hidden_state
             return {"features": features.reshape(*arrays["frames"].shape[:2], *features.shape[1:]).numpy()}
         import diffusers
 

@@ -31,7 +31,7 @@ class Opened:
     """A published model, opened: nothing but headers is read yet."""
 
     path: Path
-    kind: str  # "model", "adapter" or "gguf"
+    kind: str  # "model", "adapter", "gguf" or "onnx"
     config: dict  # config.json, or adapter_config.json
     tensors: Source
     files: dict[str, bytes]
@@ -45,10 +45,15 @@ def open_source(path: str | Path) -> Opened:
     if path.is_file():
         if path.suffix in PICKLES:
             raise UserError(f"{path}: a pickle runs whatever code it holds when it is read, so it is refused")
+        if path.suffix == ".onnx":
+            from g4v_jax.weights.onnx import OnnxGraph
+
+            graph = OnnxGraph(path)
+            return Opened(path, "onnx", graph.config, graph, {})
         with open(path, "rb") as file:
             magic = file.read(4)
         if magic != b"GGUF":
-            raise UserError(f"{path}: not a GGUF file; give the folder that holds config.json and the safetensors")
+            raise UserError(f"{path}: neither a GGUF nor an ONNX file; give the folder that holds config.json and the safetensors")
         from g4v_jax.weights.gguf import Gguf
 
         source = Gguf(path)

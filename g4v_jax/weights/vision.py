@@ -11,6 +11,8 @@ taken from the config where it has them, and are written into it; transformers d
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from g4v_jax.errors import UserError, nearest
 from g4v_jax.models.vision import Vision
 from g4v_jax.weights.tables import SAME, Entry, Family, Layout, affine, kernel, part, patches, reshaped
@@ -38,6 +40,7 @@ DEFAULTS = dict(  # what transformers takes where config.json says nothing
 )
 HALVES = (0.5, 0.5, 0.5)
 QKV = dict(q="query", k="key", v="value")
+RESIZABLE = ("clip", "siglip", "dinov2")  # families whose table transformers resizes bicubically
 MAX_RATIO = 64  # of DINOv2's whole mlp_ratio; published ones are 4
 
 
@@ -305,6 +308,42 @@ def _pair(name: str, architectures: tuple[str, ...], fields, config, fits, patch
         prefix=r"(vision_model\.)?",  # transformers 5 leaves it out where the tower stands alone, and reads both
         neutral=neutral,
     )
+
+
+class Resized:
+    """A source whose table of positions is that of square pictures of another size, as transformers resizes it when it
+    runs: bicubic (Keys 1981, a = -3/4), half-pixel centres, no antialiasing; the class token keeps its place."""
+
+    def __init__(self, source, name: str, grid: int, class_token: bool):
+        self._source, self._name, self._grid, self._class = source, name, grid, int(class_token)
+        self.names, self.dtype = source.names, source.dtype
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        shape = self._source.shape(name)
+        return (*shape[:-2], self._grid**2 + self._class, shape[-1]) if name == self._name else shape
+
+    def read(self, name: str) -> np.ndarray:
+        value = self._source.read(name)
+        if name != self._name:
+            return value
+        first, table = np.split(value, [self._class], axis=-2)
+        old = math.isqrt(table.shape[-2])
+        weights = bicubic(old, self._grid)
+        square = table.reshape(old, old, -1).astype(np.float64)
+        square = np.einsum("ia,jb,abd->ijd", weights, weights, square).astype(value.dtype)
+        return np.concatenate([first, square.reshape(*value.shape[:-2], -1, value.shape[-1])], axis=-2)
+
+
+def bicubic(old: int, new: int) -> np.ndarray:
+    """What each of `new` points along a line takes of `old` ones, f64 [new old]; edges are repeated."""
+    places = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(places).astype(int)
+    weights = np.zeros((new, old))
+    for offset in range(-1, 3):
+        x = np.abs(places - (first + offset))
+        near, far = 1.25 * x**3 - 2.25 * x**2 + 1, -0.75 * x**3 + 3.75 * x**2 - 6 * x + 3
+        np.add.at(weights, (np.arange(new), np.clip(first + offset, 0, old - 1)), np.where(x <= 1, near, far))
+    return weights
 
 
 FAMILIES = (

