@@ -226,7 +226,7 @@ def test_files_that_are_refused(tmp_path):
     (tmp_path / "x.pt").write_bytes(b"\x80\x04K\x01.")
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + b"\0" * 20)
     (tmp_path / "x.txt").write_text("hello")
-    for name, message in (("x.pt", "a pickle"), ("x.gguf", "not a whole GGUF"), ("x.txt", "not a GGUF"), ("y", "no such")):
+    for name, message in (("x.pt", "a pickle"), ("x.gguf", "not a whole GGUF"), ("x.txt", "neither a GGUF nor an ONNX"), ("y", "no such")):
         with pytest.raises(UserError, match=message):
             run("import", tmp_path / name, f"--out={tmp_path / 'out'}")
 

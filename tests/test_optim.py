@@ -137,7 +137,20 @@ def test_a_multiplier_scales_all_learned_updates_of_its_tower(name):
     scaled = updates_of(Optimizer(**options, multipliers={"llm": 3.0, "autoencoder": 2.0}), [random_gradients(1)])[0]
     for path in plain:
         factor = 1.0 if path in STATISTICS else 3.0
-        np.testing.assert_allclose(scaled[path], factor * plain[path], rtol=1e-6, err_msg=path)
+        np.testing.assert_allclose(scaled[path], factor * plain[path], rtol=1e-5, err_msg=path)
+
+
+def test_adamw_takes_the_matrices_of_its_towers():
+    options = dict(learning_rate=PEAK, muon_learning_rate=3 * PEAK, warmup_steps=0)
+    adamw, muon, both = (
+        updates_of(Optimizer(name=name, adamw_towers=towers, **options), [random_gradients(1)])[0]
+        for name, towers in (("adamw", ()), ("muon", ()), ("muon", ("llm",)))
+    )
+    matrices = {path for path in muon if not np.array_equal(muon[path], adamw[path])}
+    assert matrices and any(path.startswith("llm/") for path in matrices)
+    for path in both:
+        expected = adamw if path.startswith("llm/") else muon
+        np.testing.assert_allclose(both[path], expected[path], rtol=1e-5, err_msg=path)
 
 
 def test_a_multiplier_of_no_tower_or_no_factor_is_named():

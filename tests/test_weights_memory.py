@@ -34,6 +34,8 @@ import jax, numpy
 jax.numpy.zeros(1).block_until_ready()
 from g4v_jax import cli
 from g4v_jax.commands import weights
+from g4v_jax import build
+from g4v_jax.train import saved
 from g4v_jax.weights import adapter, convert, folder, leaves, parity, tables
 from g4v_jax.weights.families import families
 families()
@@ -64,6 +66,25 @@ assert all(leaf.is_fully_addressable is False for leaf in jax.tree.leaves(params
 print("PEAK", peak, held, whole)
 """
 )
+RUN = """
+import sys
+sys.path.insert(0, "tests")
+import jax, numpy, tiny
+from pathlib import Path
+from g4v_jax import config as configs
+from g4v_jax.train.checkpoint import Checkpoints
+from g4v_jax.train.state import TrainState
+from g4v_jax.weights.folder import TowerFolder
+tower, out = TowerFolder(Path(sys.argv[1])), Path(sys.argv[2])
+config = tiny.config(tokenizer__vocab_size=tower.module.vocab_size)
+config.model.llm = {k: v for k, v in tower.about["fields"].items() if k != "vocab_size" and v is not None}
+configs.save(config, out)
+with Checkpoints(out, every_steps=1, keep=1) as checkpoints:
+    checkpoints.save_frozen({"llm": tower.load_whole()}, {"llm": str(tower.path)})
+    state = TrainState(numpy.ones((), numpy.int32), {"queries": numpy.ones((2, 2048))}, (), {})
+    checkpoints.save(1, state, {}, {}, force=True)
+(out / "tokenizer.json").write_text("{}")
+"""
 
 
 def python(script: str, *arguments) -> subprocess.Popen:
@@ -109,7 +130,15 @@ def test_import_export_and_loading(published, tmp_path):
         python(CONVERT, "export", tmp_path / "tower", f"--out={tmp_path / 'out'}", "--shard_gb=0.3", "--compare=no")
     )[0]
     assert written <= allowed, f"export: {written / MIB:.0f} MiB, allowed {allowed / MIB:.0f}"
-    print(f"import {made / MIB:.0f} MiB, export {written / MIB:.0f} MiB, allowed {allowed / MIB:.0f} MiB")
+    done = python(RUN, tmp_path / "tower", tmp_path / "run")
+    assert done.wait() == 0, done.stderr.read()[-2000:]
+    flags = ("--tower=llm", f"--out={tmp_path / 'of_run'}", "--shard_gb=0.3", "--compare=no")
+    of_run = peak(python(CONVERT, "export", tmp_path / "run", *flags))[0]
+    assert of_run <= allowed, f"export of a run: {of_run / MIB:.0f} MiB, allowed {allowed / MIB:.0f}"
+    for file in (tmp_path / "out").glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "of_run/llm" / file.name).read_bytes()
+    figures = {"import": made, "export": written, "of a run": of_run, "allowed": allowed}
+    print(", ".join(f"{name} {value / MIB:.0f} MiB" for name, value in figures.items()))
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -40,12 +40,16 @@ def import_(arguments: list[str]) -> None:
         raise UserError("import: give one source and --out: g4v import FOLDER --out=towers/NAME")
     from g4v_jax.weights import parity
     from g4v_jax.weights.convert import import_tower
+    from g4v_jax.weights.leaves import FolderLeaves
 
     source = Path(sources[0])
     if (source / "adapter_config.json").exists():
         from g4v_jax.weights.adapter import import_adapter
 
         tower, report = import_adapter(source, values.base, values.out, values.overwrite)
+        if values.compare == "auto":
+            report.compared = parity.compare_adapter(source, FolderLeaves(tower), tower.family, tower.module)
+            report.write(tower.path)
     elif values.base:
         raise UserError(f"import: --base is for adapters; {source} holds no adapter_config.json")
     else:
@@ -193,7 +197,7 @@ def _export_run(source: Path, out: Path, values) -> dict:
         if name == "llm":
             published.files["tokenizer.json"] = (source / "tokenizer.json").read_bytes()
         base = str(origin) if imported else str(source)
-        leaves = RunLeaves(run.load, shapes, name)
+        leaves = RunLeaves(run.read, shapes, name)
         reports[name] = _export(leaves, family, module, out / name, f"{source}: {name}", published, base, values)
     for name, why in why_not.items():
         print(f"{name} is left out: {why}")
@@ -206,11 +210,16 @@ def _export(leaves, family, module, out: Path, source: str, published, base: str
     """One tower, and its comparison with the reference."""
     import numpy as np
 
+    from g4v_jax.weights import parity
     from g4v_jax.weights.adapter import export_adapter
     from g4v_jax.weights.convert import export_tower
 
     if values.lora == "adapter" and family.tower == "llm":
-        return export_adapter(leaves, family, module, out, source, base, values.overwrite)
+        report = export_adapter(leaves, family, module, out, source, base, values.overwrite)
+        if values.compare == "auto":
+            report.compared = parity.compare_adapter(out, leaves, family, module)
+            report.write(out)
+        return report
     dtype = None
     if values.dtype:
         import jax.numpy as jnp
@@ -219,8 +228,6 @@ def _export(leaves, family, module, out: Path, source: str, published, base: str
     shard = int(values.shard_gb * GIGABYTE)
     report = export_tower(leaves, family, module, out, source, published, shard, dtype, values.overwrite)
     if values.compare == "auto":
-        from g4v_jax.weights import parity
-
         report.compared = parity.compare_export(out, leaves, family, module, dtype)
         report.write(out)
     return report

@@ -28,7 +28,7 @@ from g4v_jax import trees
 from g4v_jax.errors import UserError
 from g4v_jax.train import manifest
 from g4v_jax.train.manifest import damage, digest, manifest_file, verify_frozen, write_json
-from g4v_jax.train.saved import check_same_model, load_arrays
+from g4v_jax.train.saved import check_same_model, load_arrays, save_args
 from g4v_jax.train.state import TrainState
 
 _HANDLERS = {
@@ -92,7 +92,9 @@ class Checkpoints:
         if step in self.steps():
             return False
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state), meta=ocp.args.JsonSave(meta)
+            state=ocp.args.StandardSave(state, save_args=save_args(state)),
+            data=ocp.args.JsonSave(data_state),
+            meta=ocp.args.JsonSave(meta),
         )
         try:
             self._manager.save(step, args=args, force=True)
@@ -177,7 +179,7 @@ class Checkpoints:
         try:
             if jax.tree.leaves(tree):
                 with ocp.StandardCheckpointer() as writer:
-                    writer.save(partial / "arrays", tree)
+                    writer.save(partial / "arrays", tree, save_args=save_args(tree))
             if jax.process_index() == 0:
                 partial.mkdir(exist_ok=True)
                 write_json(partial / "manifest.json", {"content": content, "source": source, "files": digest(partial)})

@@ -6,11 +6,16 @@ May hold reading; `checkpoint.py` writes.
 from functools import cached_property
 from pathlib import Path
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from g4v_jax import trees
 from g4v_jax.errors import UserError
 from g4v_jax.train.manifest import damage, steps, verify_frozen
+
+CHUNK = 64 << 20  # bytes that are read together
 
 
 class SavedRun:
@@ -64,6 +69,24 @@ class SavedRun:
         if rest:
             restored["frozen"] = load_arrays(self._frozen, rest)
         return trees.merge(*restored.values())
+
+    def read(self, path: str, layer: int | None = None) -> np.ndarray:
+        """One parameter, or item `layer` of its first axis, as saved: its moving average where it has one.
+
+        Little else is read, see `save_args`. Raises UserError where the run has no such leaf.
+        """
+        if path not in self.shapes:
+            raise UserError(f"{self.workdir}: has no {path}")
+        kind = next((name for name in ("ema", "trainable") if path in self._kinds[name]), None)
+        folder, name = (self._frozen, path) if kind is None else (self._arrays, f"{kind}/{path}")
+        store = {"driver": "ocdbt", "base": f"file://{folder}/", "path": name.replace("/", ".") + "/"}
+        array = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True, read=True).result()
+        return np.asarray((array if layer is None else array[layer]).read().result())
+
+
+def save_args(tree):
+    """How leaves lie on disk: cut along their first axis, so that a layer of a stack can be read alone."""
+    return jax.tree.map(lambda x: ocp.SaveArgs(chunk_byte_size=CHUNK, shard_axes=(0,) if np.ndim(x) else ()), tree)
 
 
 def saved_shapes(arrays: Path) -> dict:

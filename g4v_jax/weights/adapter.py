@@ -36,7 +36,6 @@ PLAIN = {  # settings that change the computation, and the value at which they d
     "trainable_token_indices": None,
 }
 FILE = "adapter_model.safetensors"
-ALONE = {"skipped": "an adapter alone computes nothing; export it merged to compare outputs"}
 
 
 def entries(family: Family, module: nn.Module) -> list[Entry]:
@@ -109,7 +108,7 @@ def import_adapter(
 
     with staged(out, overwrite) as folder:
         hashes = write_leaves(folder, family, module, dtypes, values())
-        report = Report("import", str(source), f"{family.name} + LoRA", rows, {}, fingerprint(hashes), ALONE)
+        report = Report("import", str(source), f"{family.name} + LoRA", rows, {}, fingerprint(hashes))
         files = {p.name: p.read_bytes() for p in Path(base).iterdir() if p.name.startswith(("tokenizer", "chat_"))}
         finish(folder, family, module, tower.about["config"], hashes, files, report)
     return TowerFolder(Path(out)), report
@@ -169,6 +168,6 @@ def export_adapter(
                 rows.append(Row(move.name, move.theirs, str(value.dtype), move.path, move.layer))
                 content[move.name] = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
-        report = Report("export", source, f"{family.name} LoRA", rows, {}, fingerprint(content), ALONE)
+        report = Report("export", source, f"{family.name} LoRA", rows, {}, fingerprint(content))
         report.write(folder)
     return report

@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import flax.linen as nn
-import jax
 import numpy as np
 
-from g4v_jax import trees
 from g4v_jax.weights.folder import TowerFolder
 
 
@@ -45,14 +43,13 @@ class FolderLeaves:
         return self.folder.file.read(path, layer)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class RunLeaves:
-    """The leaves of one tower of a run: `load(shapes)` gives arrays, `shapes` tells of every leaf by its whole path."""
+    """The leaves of one tower of a run: `load(path, layer)` reads one, `shapes` tells of every one by its whole path."""
 
-    load: Callable[[dict], dict]
+    load: Callable[[str, int | None], np.ndarray]
     shapes: dict
     tower: str
-    _held: tuple[str, np.ndarray] | None = None  # the last leaf, since its layers are asked for in turn
 
     def paths(self) -> Iterable[str]:
         return {path.removeprefix(f"{self.tower}/") for path in self.shapes}
@@ -61,13 +58,7 @@ class RunLeaves:
         return np.dtype(self.shapes[f"{self.tower}/{path}"].dtype)
 
     def read(self, path: str, layer: int | None) -> np.ndarray:
-        if self._held is None or self._held[0] != path:
-            self._held = None
-            name = f"{self.tower}/{path}"
-            one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            shape = jax.ShapeDtypeStruct(self.shapes[name].shape, self.shapes[name].dtype, sharding=one)
-            self._held = path, np.asarray(trees.flatten(self.load(trees.unflatten({name: shape})))[name])
-        return self._held[1] if layer is None else self._held[1][layer]
+        return self.load(f"{self.tower}/{path}", layer)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ May hold how each reference class is loaded and called; nothing else imports tor
 """
 
 import importlib.util
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from g4v_jax import trees
+from g4v_jax.weights.convert import Published, export_tower
 from g4v_jax.weights.folder import TowerFolder
 from g4v_jax.weights.forward import inputs, run
 from g4v_jax.weights.leaves import Leaves, merged
@@ -41,11 +43,45 @@ def compare_export(published: Path, leaves: Leaves, family: Family, module, dtyp
     return _compare(published, family, module, params)
 
 
+def compare_adapter(adapter: Path, leaves: Leaves, family: Family, module) -> dict:
+    """A PEFT folder over its base, which peft loads from a folder that is gone afterwards, beside a tower's leaves with
+    LoRA; as `compare`."""
+    plain = module.clone(parent=None, lora=(), lora_rank=0, added_tokens=0)
+    own = module.clone(parent=None, added_tokens=0)
+
+    def params():
+        paths = trees.flatten(tower_shapes(family.tower, own))
+        return trees.unflatten({path: jnp.asarray(leaves.read(path, None), jnp.float32) for path in paths})
+
+    def reference(arrays: dict) -> dict[str, np.ndarray]:
+        import peft
+        import torch
+        import transformers
+
+        with tempfile.TemporaryDirectory() as folder:
+            base = Path(folder) / "base"
+            export_tower(leaves, family, plain, base, str(adapter), Published(), LIMIT)
+            model = getattr(transformers, family.architectures[0]).from_pretrained(
+                base, dtype=torch.float32, attn_implementation="eager"
+            )
+            model = peft.PeftModel.from_pretrained(model, adapter).eval()
+            with torch.no_grad():
+                return {"logits": model(input_ids=torch.from_numpy(arrays["tokens"]).long()).logits.numpy()}
+
+    return _compared(("peft", "torch", "transformers"), reference, family, own, params)
+
+
 def _compare(published: Path, family: Family, module, params: Callable[[], dict]) -> dict:
-    library = "onnxruntime" if published.suffix == ".onnx" else LIBRARIES.get(family.tower)
+    if published.suffix == ".onnx":
+        return _compared(("onnxruntime",), lambda arrays: _graph(published, arrays), family, module, params)
+    library = LIBRARIES.get(family.tower)
     if library is None:
         return {"skipped": f"no library computes a {family.name}"}
-    needed = (library,) if library == "onnxruntime" else ("torch", library)
+    return _compared((library, "torch"), lambda arrays: _reference(family, published, arrays), family, module, params)
+
+
+def _compared(needed: tuple[str, ...], reference: Callable, family: Family, module, params: Callable[[], dict]) -> dict:
+    """What `compare` gives, by a reference that needs these packages, the first of which is named."""
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         return {"skipped": f"{' and '.join(missing)} not installed (pip install g4v_jax[parity])"}
@@ -53,15 +89,12 @@ def _compare(published: Path, family: Family, module, params: Callable[[], dict]
     if size > LIMIT:
         return {"skipped": f"{size / 2**30:.1f} GiB of weights would be held twice; the limit is {LIMIT / 2**30:.0f} GiB"}
     arrays = inputs(family.tower, module)
-    if library == "onnxruntime":
-        theirs = _graph(published, arrays)
-        if theirs is None:
-            return {"skipped": "the graph was exported for pictures of another size"}
-    else:
-        theirs = _reference(family, published, arrays)
+    theirs = reference(arrays)
+    if theirs is None:
+        return {"skipped": "the graph was exported for pictures of another size"}
     ours = run(family.tower, module, params(), arrays)
     errors = {name: float(np.abs(ours[name] - value).max() / np.abs(value).max()) for name, value in theirs.items()}
-    return {"reference": library, "outputs": errors, "relative_error": max(errors.values())}
+    return {"reference": needed[0], "outputs": errors, "relative_error": max(errors.values())}
 
 
 def _graph(published: Path, arrays: dict) -> dict[str, np.ndarray] | None:
