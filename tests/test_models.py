@@ -10,6 +10,7 @@ import pytest
 import tiny
 from tiny import normal
 
+from g4v_jax.infer.decode import empty_caches, extend, unstack
 from g4v_jax.models.autoencoder import TIME_STRIDE, Autoencoder, to_pixels, to_signed
 from g4v_jax.models.conditioner import Conditioner
 from g4v_jax.models.denoiser import Denoiser
@@ -189,13 +190,19 @@ def test_going_on_from_a_cache_equals_one_pass(model):
     """Two rows of different length: a padded prompt, then one token a row at a time."""
     lengths, x = np.array([6, 4]), normal(2, 8, 32)
     full = hidden(model.llm, x, np.tile(np.arange(8), (2, 1)), np.ones((2, 8), np.int32))
-    extend = tiny.jit(lambda *inputs: model.llm.apply({"params": llm_params()}, *inputs, method="extend"))
-    states, cache = extend(x[:, :6], None, model.llm.empty_cache(2, 9, jnp.float32))
+    layers = unstack(llm_params()["layers"])
+
+    @tiny.jit
+    def read(x, start, caches):
+        x, caches = extend(model.llm, layers, x, start, caches)
+        return model.llm.apply({"params": llm_params()}, x, method=lambda m, h: m.norm(h)), caches
+
+    states, caches = read(x[:, :6], None, empty_caches(model.llm, 2, 9, jnp.float32))
     np.testing.assert_allclose(states[0], full[0, :6], atol=1e-5)
     np.testing.assert_allclose(states[1, :4], full[1, :4], atol=1e-5)
     for i in range(2):
         places = lengths + i
-        states, cache = extend(np.stack([x[b, places[b]] for b in range(2)])[:, None], places, cache)
+        states, caches = read(np.stack([x[b, places[b]] for b in range(2)])[:, None], places, caches)
         for b in range(2):
             np.testing.assert_allclose(states[b, 0], full[b, places[b]], atol=1e-5)
 

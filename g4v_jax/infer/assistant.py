@@ -18,6 +18,7 @@ from g4v_jax.data.pack import RowShape, single
 from g4v_jax.data.text import VIDEO, VIDEO_END, Render, Tokenizer, Turn, dialogue
 from g4v_jax.diffusion import sampler
 from g4v_jax.diffusion.process import process
+from g4v_jax.infer.decode import empty_caches, extend, unstack
 from g4v_jax.infer.greedy import bucket, follow
 from g4v_jax.models.gpt4video import GPT4Video
 from g4v_jax.sharding import put_batch
@@ -149,34 +150,30 @@ def _label_request(turns: Sequence[Turn]) -> list[Turn]:
 def _answer(model: GPT4Video, max_tokens: int, stops: tuple[int, ...], params: dict, batch: Batch):
     """Greedy decoding with a KV cache -> tokens i32 [B max_tokens] (after a stop: the stop again), hazard f32 [B E]."""
     rows, length = batch.tokens.shape
+    layers = unstack(params["llm"]["layers"])  # once, not for every token
     lengths = jnp.sum(batch.segments > 0, axis=1)
 
     def call(method, *args):
         return model.apply({"params": params}, *args, method=method)
 
-    def embed(m, batch):
-        return m.embed(batch)
-
-    def extend(m, x, start, cache):
-        hidden, cache = m.llm.extend(x, start, cache)
-        return hidden, cache
+    def read(x, start, caches):
+        x, caches = extend(model.llm, layers, x, start, caches)
+        return call(lambda m, h: m.llm.norm(h), x), caches
 
     def pick(m, hidden):
         return jnp.argmax(m.llm.logits(hidden[:, None])[:, 0], axis=-1).astype(jnp.int32)
 
-    x = call(embed, batch)
-    cache = call(lambda m: m.llm.empty_cache(rows, length + max_tokens, x.dtype))
-    hidden, cache = call(extend, x, None, cache)
+    x = call(lambda m, b: m.embed(b), batch)
+    hidden, caches = read(x, None, empty_caches(model.llm, rows, length + max_tokens, x.dtype))
     hazard = jax.nn.sigmoid(call(lambda m, h, at: m.hazard_logits(h, at), hidden, batch.hazard_position))
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     token = call(pick, last)
 
-    def advance(token, places, cache):
-        x = call(lambda m, t: m.llm.embed(t[:, None], m.dtype), token)
-        hidden, cache = call(extend, x, places, cache)
-        return call(pick, hidden[:, 0]), cache
+    def advance(token, places, caches):
+        hidden, caches = read(call(lambda m, t: m.llm.embed(t[:, None], m.dtype), token), places, caches)
+        return call(pick, hidden[:, 0]), caches
 
-    return follow(advance, token, cache, lengths, max_tokens, stops), hazard
+    return follow(advance, token, caches, lengths, max_tokens, stops), hazard
 
 
 @partial(jax.jit, static_argnums=(0, 1))

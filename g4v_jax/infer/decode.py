@@ -1,4 +1,4 @@
-"""An LLM alone at use: greedy decoding with a KV cache, and its conversations as tokens.
+"""An LLM at use: its layers one by one, greedy decoding of an LLM alone, and its conversations as tokens.
 
 Every layer's weights and cache are arrays of their own here: a loop that slices stacked ones for each token would copy
 the whole model once a token. May hold nothing that renders or watches.
@@ -29,11 +29,11 @@ class Decoder:
     mesh: jax.sharding.Mesh
 
     def __post_init__(self):
-        stacked, head = self.params["layers"], self.params.get("head")
+        head = self.params.get("head")
         if head is None:  # a head of its own, [D V]: on a CPU it takes two thirds of the time of the table's [V D]
             self.module = self.module.clone(parent=None, tied=False)
             head = {"kernel": self.params["embedding"]["table"].T}
-        layers = tuple(_fuse(jax.tree.map(lambda x: x[i], stacked)) for i in range(self.module.num_layers))
+        layers = tuple(map(_fuse, unstack(self.params["layers"])))
         self.params = self.params | {"layers": layers, "head": head}
 
     def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int, stops: Sequence[int] = ()) -> list[list[int]]:
@@ -52,6 +52,33 @@ class Decoder:
         return [_until(row, stops) for row in np.asarray(made).tolist()]
 
 
+def unstack(layers: dict) -> tuple[dict, ...]:
+    """Stacked layers as one tree a layer."""
+    return tuple(jax.tree.map(lambda x: x[i], layers) for i in range(len(jax.tree.leaves(layers)[0])))
+
+
+def empty_caches(module: LLM, rows: int, length: int, dtype) -> tuple[Cache, ...]:
+    """A cache a layer of `length` tokens for `rows` rows."""
+    shape = (rows, length, module.num_kv_heads or module.num_heads, module.head_dim)
+    return tuple(Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(module.num_layers))
+
+
+def extend(module: LLM, layers: Sequence[dict], x: jax.Array, start, caches: Sequence[Cache], fused: bool = False):
+    """As `LLM.extend` without its last norm, with one tree and one cache a layer: x [B s D] -> [B s D], caches.
+
+    `fused`: whether the layers' maps are.
+    """
+    block = Block(**module.block_fields(fused), parent=None)
+    positions = jnp.arange(x.shape[1]) + (jnp.zeros((len(x), 1), jnp.int32) if start is None else start[:, None])
+    theta = rope.angles(positions, module.head_dim, module.rope_base, module.rope_scaling)
+    mask = past_mask(positions, caches[0].keys.shape[1], module.sliding_window)
+    new = []
+    for layer, cache in zip(layers, caches, strict=True):
+        x, cache = block.apply({"params": layer}, x, cache, theta, mask, start)
+        new.append(cache)
+    return x, tuple(new)
+
+
 def _fuse(layer: dict) -> dict:
     """A layer's q, k and v as one map, and gate and up as one: fewer, larger products, a tenth faster on a CPU."""
     attention, mlp = dict(layer["attention"]), dict(layer["mlp"])
@@ -65,34 +92,24 @@ def _fuse(layer: dict) -> dict:
 def _greedy(module: LLM, max_tokens: int, stops: tuple[int, ...], params: dict, prompts, lengths):
     """prompts i32 [B S] padded right, lengths i32 [B] -> tokens i32 [B max_tokens]; after a stop, the stop again."""
     rows, length = prompts.shape
-    block = Block(**module.block_fields(fused=True), parent=None)
-    shape = (rows, length + max_tokens, module.num_kv_heads or module.num_heads, module.head_dim)
     dtype = params["embedding"]["table"].dtype
 
     def call(method, *args):
         return module.apply({"params": {k: v for k, v in params.items() if k != "layers"}}, *args, method=method)
 
-    def extend(tokens, start, caches):
-        """As `LLM.extend`, layer by layer: tokens i32 [B s] -> normed states [B s D], caches."""
+    def read(tokens, start, caches):
         x = call(lambda m, t: m.embed(t, dtype), tokens)
-        positions = jnp.arange(tokens.shape[1]) + (jnp.zeros((rows, 1), jnp.int32) if start is None else start[:, None])
-        theta = rope.angles(positions, module.head_dim, module.rope_base, module.rope_scaling)
-        mask = past_mask(positions, shape[1], module.sliding_window)
-        new = []
-        for layer, cache in zip(params["layers"], caches):
-            x, cache = block.apply({"params": layer}, x, cache, theta, mask, start)
-            new.append(cache)
-        return call(lambda m, h: m.norm(h), x), tuple(new)
+        x, caches = extend(module, params["layers"], x, start, caches, fused=True)
+        return call(lambda m, h: m.norm(h), x), caches
 
     def pick(hidden):
         return jnp.argmax(call(lambda m, h: m.logits(h), hidden[:, None])[:, 0], axis=-1).astype(jnp.int32)
 
-    caches = tuple(Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in params["layers"])
-    hidden, caches = extend(prompts, None, caches)
+    hidden, caches = read(prompts, None, empty_caches(module, rows, length + max_tokens, dtype))
     token = pick(jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0])
 
     def advance(token, places, caches):
-        hidden, caches = extend(token[:, None], places, caches)
+        hidden, caches = read(token[:, None], places, caches)
         return pick(hidden[:, 0]), caches
 
     return follow(advance, token, caches, lengths, max_tokens, stops)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from g4v_jax.nn import rope
-from g4v_jax.nn.attention import Attention, Cache, packed_mask, past_mask
+from g4v_jax.nn.attention import Attention, packed_mask
 from g4v_jax.nn.linear import Embedding, Linear
 from g4v_jax.nn.mlp import MLP
 from g4v_jax.nn.norms import RMSNorm
@@ -117,18 +117,6 @@ class LLM(nn.Module):
         x, _ = self.layers(x, None, theta, packed_mask(segments, window=self.sliding_window), None)
         return self.norm(x)
 
-    def extend(self, x: jax.Array, start: jax.Array | None, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Run more tokens of each row: the first (start None), or one behind the `start` i32 [B] that the cache holds.
-
-        x [B s D], cache with a leading L axis -> states [B s D], cache. Keys beyond a row's own positions are never
-        looked at, so rows of different length may be padded right.
-        """
-        positions = jnp.arange(x.shape[1]) + (jnp.zeros((x.shape[0], 1), jnp.int32) if start is None else start[:, None])
-        theta = rope.angles(positions, self.head_dim, self.rope_base, self.rope_scaling)
-        mask = past_mask(positions, cache.keys.shape[2], self.sliding_window)
-        x, cache = self.layers(x, cache, theta, mask, start)
-        return self.norm(x), cache
-
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [B S D] -> [B S V] float32."""
         if self.tied:
@@ -138,8 +126,3 @@ class LLM(nn.Module):
             if self.added_tokens:
                 logits = jnp.concatenate([logits, self.head_added(hidden).astype(jnp.float32)], axis=-1)
         return constrain(logits, "rows", "sequence", "vocab")
-
-    def empty_cache(self, rows: int, length: int, dtype) -> Cache:
-        """A cache of `length` tokens for `rows` rows, [L B T H_kv d]."""
-        shape = (self.num_layers, rows, length, self.num_kv_heads or self.num_heads, self.head_dim)
-        return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
