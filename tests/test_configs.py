@@ -134,7 +134,7 @@ def read_all(config: ConfigDict) -> None:
         ("sample.guidence", 2, "sample has no field 'guidence'; did you mean 'guidance'"),
         ("evaluate.caption", 2, "evaluate has no field 'caption'; did you mean 'captions'"),
         ("precision.frozn", "auto", "precision has no field 'frozn'; did you mean 'frozen'"),
-        ("tokenizer.size", 3, "tokenizer has no field 'size'; known: vocab_size"),
+        ("tokenizer.size", 3, "tokenizer has no field 'size'; known: path, vocab_size"),
         ("mesh.tensors", 1, "unknown axis 'tensors'; did you mean 'tensor'"),
         ("objective", "joined", "objective: unknown 'joined'; did you mean 'joint'"),
         ("optimizer.name", "moun", "optimizer.name: unknown 'moun'; did you mean 'muon'"),

@@ -142,8 +142,7 @@ def build(source_dirs: str | os.PathLike | Sequence[str | os.PathLike], out_dir:
         else:
             skipped.append({"record": entry.id, "video": bad, "reason": faults[bad]})
     if not good:
-        hint = skipped[0]["reason"] if skipped else "there are no lines"
-        raise UserError(f"{source}: not one usable record of {len(skipped)}; the first fault: {hint}")
+        raise UserError(f"{source}: not one usable record of {len(skipped)}; the first fault: {skipped[0]['reason']}")
 
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -227,6 +226,8 @@ def _entries(source: Path, alone: bool) -> list[_Entry]:
     for name in present:
         place = name if alone else str(source / name)
         entries += [readers[name](row, where, source) for row, where in _lines(source / name, place)]
+    if not entries:
+        raise UserError(f"{source}: {' and '.join(present)} has no lines")
     return entries
 
 
