@@ -12,19 +12,26 @@
     g4v train --config=configs/smol.py --workdir=runs/smol
     g4v eval --workdir=runs/smol
 
+    g4v data build safety --llm=towers/smollm2 --out=data/safety
+    g4v data build --config=configs/smol.py:safety
+    g4v train --config=configs/smol.py:safety --workdir=runs/smol-safety
+    g4v eval --workdir=runs/smol-safety
+    g4v eval --workdir=runs/smol --records=data/smol-safety-records --out=runs/smol/before-safety
+
 Both imported towers stay frozen; LoRA, the summarizer, the conditioner and the denoiser learn. Beside clips it learns
-its own answers to ordinary questions, so that it still talks. `:scratch` is the same run with the LLM from nothing.
+its own answers to ordinary questions, so that it still talks. `:scratch` is the same run with the LLM from nothing;
+`:safety` goes on from the run and learns to decline.
 """
 
 from ml_collections import ConfigDict
 
 from configs import emoji, sizes
 
-STAGES = ("model", "scratch", "autoencoder")
+STAGES = ("model", "scratch", "safety", "autoencoder")
 
 
 def get_config(stage: str = "model") -> ConfigDict:
-    """`stage`: "autoencoder", "model", or "scratch": the model with an LLM that starts from nothing."""
+    """`stage`: "autoencoder", "model", "scratch" (an LLM that starts from nothing) or "safety" (goes on from "model")."""
     if stage not in STAGES:
         raise ValueError(f"argument {stage!r}; known: {', '.join(STAGES)}")
     config = emoji.get_config("autoencoder" if stage == "autoencoder" else "model")
@@ -49,4 +56,15 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.optimizer.adamw_towers = ("llm",)
     config.sample.update(rows=16)
     config.train.update(steps=250, log_every=10, checkpoint_every=125)
+    if stage == "safety":
+        config.source = "data/emoji,data/talk,data/safety"
+        config.data.records = "data/smol-safety-records"
+        config.data.mixture = dict(
+            prefer=0.6, caption=0.16, generate=0.1, refuse_clip=0.04, refuse_request=0.04, blocked=0.06)
+        config.rows.preferences = 8
+        towers = ("vision", "summarizer", "llm", "conditioner", "autoencoder", "denoiser", "queries", "hazard")
+        config.init = {tower: "runs/smol" for tower in towers}
+        config.optimizer.warmup_steps = 10
+        config.train.update(steps=150, checkpoint_every=75)
+        config.evaluate.update(safety=30, per_kind=100)
     return config

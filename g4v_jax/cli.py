@@ -11,6 +11,7 @@ COMMANDS = {  # name -> (module in g4v_jax.commands, function, what it does)
     "data fetch": ("data", "fetch", "bring clips or models from packages: g4v data fetch emoji --out=DIR"),
     "data talk": ("data", "talk", "ordinary talk in an imported LLM's own words: g4v data talk --llm=DIR --out=DIR"),
     "data build": ("data", "build", "turn a folder of clips and captions into records, and learn the tokenizer"),
+    "data build safety": ("data", "safety", "harmful requests, harmless lookalikes and clips: --out=DIR --llm=DIR"),
     "data inspect": ("data", "inspect", "count records, measure packing, and draw a sheet of batches"),
     "train": ("train", "train", "train a config; goes on by itself from --workdir"),
     "eval": ("evaluate", "evaluate", "captioning, generation and safety on a held-out split"),
@@ -45,12 +46,19 @@ def run(arguments: list[str]) -> int:
     """Find the command of `arguments` and run it -> its exit status."""
     if not arguments or arguments[0] in ("help", "--help", "-h"):
         print("g4v COMMAND [--config=FILE.py[:argument]] [--config.path.to.field=value] [--workdir=DIR] [--json=FILE]\n")
-        print("\n".join(f"  {name:14} {text}" for name, (_, _, text) in COMMANDS.items()))
+        print("\n".join(f"  {name:18} {text}" for name, (_, _, text) in COMMANDS.items()))
         print("\nFlags of a command: g4v COMMAND --help")
         return 0
-    words = 2 if arguments[0] == "data" else 1
-    name, rest = " ".join(arguments[:words]), arguments[words:]
-    if name not in COMMANDS:
-        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
+    name, rest = find(arguments)
     module, function, _ = COMMANDS[name]
     return getattr(importlib.import_module(f"g4v_jax.commands.{module}"), function)(rest) or 0
+
+
+def find(arguments: list[str]) -> tuple[str, list[str]]:
+    """(command, what follows it): a command has up to three words. Raises UserError for an unknown one."""
+    names = [" ".join(arguments[:words]) for words in (3, 2, 1)]
+    for name in names:
+        if name in COMMANDS:
+            return name, arguments[name.count(" ") + 1 :]
+    name = names[1 if arguments[0] == "data" else 2]
+    raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}")

@@ -8,7 +8,8 @@ Axis letters, used in every shape of this package:
     S tokens of a row        N query tokens a generation  D model width
     K clip slots a row       T H W C  frames, height, width, channels of pixels
     G generation slots a row t h w c  the same of latents
-    E hazard slots a row     F mlp width    V vocabulary  L layers
+    E hazard slots a row     R preference slots a row
+    F mlp width    V vocabulary  L layers
 """
 
 from typing import Any
@@ -23,13 +24,14 @@ class Batch:
     """Packed rows with slots: several examples share a row, and all that a row needs is in that row.
 
     Static shapes, so that one program serves every batch. Segment ids number the examples of a row from 1;
-    0 is padding. Attention never crosses segments. A task that is absent only leaves its slots empty.
+    0 is padding. Attention never crosses segments. An example may hold a second dialogue, the rejected one of a
+    preference, whose segment id is the example's plus S. A task that is absent only leaves its slots empty.
     """
 
     tokens: Array  # i32 [B S]
     targets: Array  # i32 [B S] the next token
     positions: Array  # i32 [B S] position within the example
-    segments: Array  # i32 [B S] example id, 0 = padding
+    segments: Array  # i32 [B S] example id, of a rejected dialogue plus S; 0 = padding
     caption_weight: Array  # f32 [B S] which targets count for the captioning loss (assistant turns)
     refusal_weight: Array  # f32 [B S] which targets count for the refusal loss
     clips: Array  # u8 [B K T H W 3] frames to watch
@@ -42,6 +44,8 @@ class Batch:
     gen_blocked: Array  # bool [B G] hazardous: trained toward the blocked card, which is then its target
     hazard_position: Array  # i32 [B E] where the hazard head reads
     hazard_label: Array  # i32 [B E] 0 safe, 1 hazardous, -1 empty slot
+    preference: Array  # f32 [B S] 1 on targets of the preferred answer, -1 on those of the rejected one, else 0
+    preference_owner: Array  # i32 [B R] example id that holds a pair of answers, 0 empty slot
 
 
 @struct.dataclass

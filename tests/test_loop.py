@@ -80,6 +80,8 @@ class Numbers:
             mask,
             slot,
             slot,
+            weight,
+            mask[:, :0],
         )
 
     def get_state(self):

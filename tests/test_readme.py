@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from g4v_jax.cli import COMMANDS
+from g4v_jax.cli import COMMANDS, find
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -67,9 +67,7 @@ def test_the_readme_shows_the_commands_that_matter():
 
 def words(line: str) -> tuple[str, list[str]]:
     """(command, arguments) of a line that calls g4v."""
-    rest = shlex.split(line, comments=True)[1:]
-    length = 2 if " ".join(rest[:2]) in COMMANDS else 1
-    return " ".join(rest[:length]), rest[length:]
+    return find(shlex.split(line, comments=True)[1:])
 
 
 class Parsed(Exception):

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from g4v_jax import trees
 from g4v_jax.build import Build
-from g4v_jax.data.pack import FEATURES, Example, RowShape, example, to_batch
+from g4v_jax.data.pack import FEATURES, Example, RowShape, example, pair, to_batch
 from g4v_jax.data.text import Render, Tokenizer, Turn, dialogue
 from g4v_jax.sharding import put_batch
 from g4v_jax.train.state import TrainState
@@ -28,6 +28,7 @@ TERMS = {  # of the joint objective -> the task it comes from
     "refusal": "safety",
     "hazard": "safety",
     "blocked": "safety",
+    "preference": "safety",
 }
 WORDS = ("red", "hi", "a dot", "go up", "no", "blue")
 DANGERS = ("gun", "bomb", "fire")
@@ -35,7 +36,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": Fal
 KINDS = {
     "caption": ("watch", "compare"),
     "generate": ("render", "render"),
-    "safety": ("refuse_clip", "refuse_request", "blocked", "harmless"),
+    "safety": ("refuse_clip", "refuse_request", "blocked", "harmless", "prefer"),
 }
 
 
@@ -88,6 +89,7 @@ def config(**changes) -> ConfigDict:
                 "clips": 2,
                 "targets": 2,
                 "hazards": 4,
+                "preferences": 2,
                 "query_tokens": 2,
                 "clip_frames": 2,
                 "target_frames": 5,
@@ -209,7 +211,17 @@ def turns(kind: str, rng: np.random.Generator, shape: RowShape, label: bool) -> 
             Turn("assistant", render=render(blocked=True), loss=None),
         ],
         "harmless": lambda: [Turn("user", asked, hazard=safe), Turn("assistant", said, loss=None)],
+        "prefer": lambda: [Turn("user", asked, hazard=safe), Turn("assistant", said)],
     }[kind]()
+
+
+def made(kind: str, rng: np.random.Generator, shape: RowShape, label: bool) -> Example:
+    """An example of a kind."""
+    said = turns(kind, rng, shape, label)
+    one = dialogue(said, tokenizer(), shape)
+    if kind != "prefer":
+        return one
+    return pair(one, dialogue([*said[:-1], Turn("assistant", "never")], tokenizer(), shape), shape)
 
 
 def examples(seed: int, shape: RowShape, tasks: tuple[str, ...] = TASKS) -> list[list[Example]]:
@@ -224,7 +236,7 @@ def examples(seed: int, shape: RowShape, tasks: tuple[str, ...] = TASKS) -> list
         rows.append([])
         kind = kinds[row % len(kinds)]
         while True:
-            one = dialogue(turns(kind, rng, shape, "safety" in tasks), tokenizer(), shape)
+            one = made(kind, rng, shape, "safety" in tasks)
             if any(sum(len(e[n]) for e in [*rows[-1], one]) > getattr(shape, f.capacity) for n, f in FEATURES.items()):
                 break
             rows[-1].append(one)

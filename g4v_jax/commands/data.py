@@ -1,4 +1,4 @@
-"""`g4v data make | fetch | talk | build | inspect`."""
+"""`g4v data make | fetch | talk | build safety | build | inspect`."""
 
 from absl import flags
 
@@ -54,25 +54,57 @@ def talk(arguments: list[str]) -> None:
     values, _ = parse("data talk", arguments, extra=extra, config=False, json=True)
     if not values.llm or not values.out:
         raise UserError("data talk: say who answers and where: g4v data talk --llm=towers/smollm2 --out=data/talk")
+    from g4v_jax.data import talk
+
+    answers = _answerer(values.llm)
+    # an answer that was cut off is left out: it would teach never to end
+    summary = talk.write(values.out, lambda asked: [text if ended else "" for text, ended in answers(asked)], values.questions)
+    print(f"{values.out}: {summary}")
+    write_json(values.json, summary)
+
+
+def safety(arguments: list[str]) -> None:
+    """Write the safety set into --out; harmless requests are answered by the imported LLM --llm where one is given."""
+
+    def extra(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("out", None, "Folder for clips and dialogues.", flag_values=values)
+        flags.DEFINE_string("llm", None, "Folder of the imported LLM that answers.", flag_values=values)
+        flags.DEFINE_integer("seed", 0, "Of all choices.", flag_values=values)
+
+    values, _ = parse("data build safety", arguments, extra=extra, config=False, json=True)
+    if not values.out:
+        raise UserError("data build safety: say where: g4v data build safety --out=data/safety")
+    from g4v_jax.data.safety import build as safety_set
+    from g4v_jax.evals.safety import is_refusal
+
+    answers = _answerer(values.llm) if values.llm else None
+
+    def answer(asked) -> list[str]:
+        whole = [text if ended else text[: text.rfind(". ") + 1] for text, ended in answers(asked)]
+        return ["" if is_refusal(text) else text for text in whole]
+
+    summary = safety_set.write(values.out, answer if answers else None, values.seed)
+    print(f"{values.out}: {summary['harmful']} harmful, {summary['harmless']} harmless; see card.json and README.md there")
+    write_json(values.json, summary)
+
+
+def _answerer(llm: str):
+    """A function from questions to (answer, whether it ended by itself) of an imported LLM."""
     from tqdm import tqdm
 
-    from g4v_jax.data import talk
     from g4v_jax.data.text import Turn
     from g4v_jax.infer.decode import conversation
 
-    decoder, tokenizer = open_llm(values.llm)
+    decoder, tokenizer = open_llm(llm)
 
-    def answer(questions) -> list[str]:
+    def answer(questions) -> list[tuple[str, bool]]:
         prompts = [conversation([Turn("user", text)], tokenizer) for text in questions]
         made = []
         for start in tqdm(range(0, len(prompts), TOGETHER), "answering", unit=" batches", disable=None):
             made += decoder.greedy(prompts[start : start + TOGETHER], ANSWER, [tokenizer.stop])
-        # an answer that was cut off is left out: it would teach never to end
-        return [tokenizer.decode(ids).strip() if len(ids) < ANSWER else "" for ids in made]
+        return [(tokenizer.decode(ids).strip(), len(ids) < ANSWER) for ids in made]
 
-    summary = talk.write(values.out, answer, values.questions)
-    print(f"{values.out}: {summary}")
-    write_json(values.json, summary)
+    return answer
 
 
 def build(arguments: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Packing: what one example is, and how examples become rows with slots, the `Batch`.
 
 May hold the sizes of a row, the form of an example and index arithmetic; knows nothing of files, text or tasks.
-Axis letters as in `types`; k g e s are the clips, targets, hazard readings and tokens of one example.
+Axis letters as in `types`; k g e r s are the clips, targets, hazard readings, preferences and tokens of one example.
 """
 
 from dataclasses import dataclass
@@ -31,9 +31,10 @@ class RowShape:
     clip_size: int  # H and W of a clip to watch, pixels
     target_frames: int  # T of a clip to render
     target_size: int  # H and W of a clip to render, pixels
+    preferences: int = 0  # R, pairs of a preferred and a rejected answer
 
     def __post_init__(self):
-        slots = ("clips", "targets", "hazards")
+        slots = ("clips", "targets", "hazards", "preferences")
         for name, value in vars(self).items():
             if value < (0 if name in slots else 1):
                 raise UserError(f"row shape: {name} is {value}; it must be at least {0 if name in slots else 1}")
@@ -64,6 +65,9 @@ FEATURES = {
     "gen_blocked": _Feature("targets", np.bool_),  # [g]
     "hazard_position": _Feature("hazards", np.int32),  # [e]
     "hazard_label": _Feature("hazards", np.int32, -1),  # [e]
+    "preference": _Feature("tokens", np.float32),  # [s]
+    "offset": _Feature("tokens", np.int32),  # [s] where the dialogue that a token belongs to begins in the example
+    "pairs": _Feature("preferences", np.int32),  # [r] zeros: that the example holds a pair of answers
 }
 
 
@@ -75,11 +79,15 @@ def _trailing(name: str, shape: RowShape) -> tuple[int, ...]:
 def example(shape: RowShape, **features) -> Example:
     """Complete an example: absent features become empty, given ones are checked against the row.
 
+    "preference" and "offset" may be left out of an example with tokens: both are then zeros.
+
     Raises UserError where the example needs more tokens or slots than a row has, or frames of another size.
     """
     for name in features:
         if name not in FEATURES:
             raise ValueError(f"example: unknown feature {name!r}{nearest(name, FEATURES)}")
+    blank = np.zeros(len(features.get("tokens", ())))
+    features = {"preference": blank, "offset": blank} | features
     complete = {}
     for name, feature in FEATURES.items():
         trailing, capacity = _trailing(name, shape), getattr(shape, feature.capacity)
@@ -94,6 +102,34 @@ def example(shape: RowShape, **features) -> Example:
             )
         complete[name] = value
     return complete
+
+
+def pair(chosen: Example, rejected: Example, shape: RowShape) -> Example:
+    """One example of two dialogues that differ in their last answer, for the preference of the first over the second.
+
+    The losses of words and hazards are the first one's. Both watch the same clips. From the first token on that differs,
+    what the weights of each name as its answer has "preference" 1 and -1; before it both are the same. Only `chosen`
+    comes back, without preference, where the two do not fit a row together, and where the rejected one renders.
+    """
+    first, second = len(chosen["tokens"]), len(rejected["tokens"])
+    if first + second > shape.tokens or len(rejected["gen_targets"]):
+        return chosen
+    shared = min(first, second)
+    same = np.cumprod(chosen["tokens"][:shared] == rejected["tokens"][:shared])
+    begins = int(same.sum()) - 1  # the place whose target is the first token that differs
+
+    def side(one: Example) -> np.ndarray:
+        weight = one["caption_weight"] + one["refusal_weight"]
+        return (weight > 0) & (np.arange(len(weight)) >= begins)
+
+    silent = {name: np.zeros(second) for name in ("caption_weight", "refusal_weight")}
+    both = {
+        name: np.concatenate([chosen[name], (rejected | silent)[name]])
+        for name in ("tokens", "targets", "caption_weight", "refusal_weight", "clip_index", "query_index")
+    }
+    preference = np.concatenate([side(chosen).astype(np.float32), -side(rejected).astype(np.float32)])
+    offset = np.repeat([0, first], [first, second])
+    return example(shape, **(chosen | both | dict(preference=preference, offset=offset, pairs=[0])))
 
 
 def pack(examples: grain.IterDataset, shape: RowShape, bins: int) -> grain.IterDataset:
@@ -139,7 +175,7 @@ def to_batch(packed: dict[str, np.ndarray], shape: RowShape) -> Batch:
     Indices of an example are shifted by the slots, and hazard positions by the tokens, of the examples before
     it in its row.
     """
-    segments = packed["tokens_segment_ids"]
+    segments, offset = packed["tokens_segment_ids"], packed["offset"]
     clip_segments = packed["clips_segment_ids"]
     target_segments = packed["gen_targets_segment_ids"]
     hazard_segments = packed["hazard_position_segment_ids"]
@@ -149,8 +185,8 @@ def to_batch(packed: dict[str, np.ndarray], shape: RowShape) -> Batch:
     return Batch(
         tokens=packed["tokens"],
         targets=packed["targets"],
-        positions=packed["tokens_positions"],
-        segments=segments,
+        positions=packed["tokens_positions"] - offset,
+        segments=segments + np.where(offset > 0, segments.shape[1], 0).astype(np.int32),
         caption_weight=packed["caption_weight"],
         refusal_weight=packed["refusal_weight"],
         clips=packed["clips"],
@@ -163,6 +199,8 @@ def to_batch(packed: dict[str, np.ndarray], shape: RowShape) -> Batch:
         gen_blocked=packed["gen_blocked"],
         hazard_position=packed["hazard_position"] + _earlier(segments, hazard_segments),
         hazard_label=packed["hazard_label"],
+        preference=packed["preference"],
+        preference_owner=packed["pairs_segment_ids"],
     )
 
 

@@ -5,7 +5,8 @@ captioned clip or one dialogue; the TFDS splits are named `{split}_{group}`. Ten
 
     captions.jsonl   {"video", "caption", optionally "paraphrases", "split", "hazard", "attributes"}
     dialogues.jsonl  {"turns": [{"role": "user", "text", optionally "video"},
-                                {"role": "assistant", "text", optionally "render": {"caption", "video"}}, ...],
+                                {"role": "assistant", "text", optionally "render": {"caption", "video"},
+                                 and in the last turn "rejected": an answer that must lose against it}, ...],
                       optionally "split", "hazard", "kind"}
 """
 
@@ -276,12 +277,14 @@ def _dialogue(row: dict, where: str, source: Path) -> _Entry:
     for number, turn in enumerate(row["turns"]):
         here = f"{where}: turn {number}"
         role = ("user", "assistant")[number % 2]
-        extra = {"video": str} if role == "user" else {"render": dict}
+        extra = {"video": str} if role == "user" else {"render": dict, "rejected": str}
         if not isinstance(turn, dict):
             raise UserError(f"{here}: expected an object {{...}}, found {type(turn).__name__}")
         _check(turn, here, {"role": str, "text": str} | extra, required=("role",))
         if turn["role"] != role:
             raise UserError(f"{here}: role {turn['role']!r}; turns alternate and start with the user's, so {role!r}")
+        if "rejected" in turn and (not turn["rejected"] or number < len(row["turns"]) - 1):
+            raise UserError(f"{here}: 'rejected' is a text beside the last answer")
         turn = {"text": ""} | turn
         if "video" in turn:
             turn["video"] = place(turn["video"])

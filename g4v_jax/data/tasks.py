@@ -11,11 +11,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from g4v_jax.data.pack import Example, RowShape, example
+from g4v_jax.data.pack import Example, RowShape, example, pair
 from g4v_jax.data.records import Record
 from g4v_jax.data.text import PAD, Clip, Render, Tokenizer, Turn, dialogue
 from g4v_jax.data.world import draw
-from g4v_jax.data.world.phrases import QUESTIONS, REFUSALS, REQUESTS, pick
+from g4v_jax.data.world.phrases import COMPLIANCES, QUESTIONS, REFUSALS, REQUESTS, pick
 
 BLOCKED_CARD_SHARE = 1 / 32  # of the autoencoder's pictures, so that the card survives its bottleneck
 
@@ -84,6 +84,22 @@ def refuse_request(record: Record, rng: np.random.Generator, setting: Setting) -
 
 def talk(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
     """A recorded dialogue. The record's verdict is on its last exchange; what came before is not labelled."""
+    return setting.dialogue(_turns(record, rng, setting))
+
+
+def prefer(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
+    """A recorded dialogue, and beside its last answer one to be rejected: the record's own, or one picked here.
+
+    Of a hazardous turn that is an answer that complies, of a harmless one a refusal.
+    """
+    turns = _turns(record, rng, setting)
+    shown = "clip" if turns[-2].clips else "request"
+    picked = pick(rng, COMPLIANCES if record.hazard else REFUSALS[shown])
+    rejected = Turn("assistant", record.dialogue[-1].get("rejected", picked))
+    return pair(setting.dialogue(turns), setting.dialogue([*turns[:-1], rejected]), setting.shape)
+
+
+def _turns(record: Record, rng: np.random.Generator, setting: Setting) -> list[Turn]:
     turns = []
     for number, turn in enumerate(record.dialogue):
         last = number >= len(record.dialogue) - 2
@@ -96,7 +112,7 @@ def talk(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
                 render = Render(render["caption"], setting.rendered(record, render["video"]))
             loss = "refusal" if last and record.hazard else "caption"
             turns.append(Turn("assistant", turn["text"], render=render, loss=loss))
-    return setting.dialogue(turns)
+    return turns
 
 
 def pixels(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
@@ -139,5 +155,6 @@ TASKS = {
     "refuse_clip": Task(("hazards",), refuse_clip),
     "refuse_request": Task(("hazards",), refuse_request),
     "dialogue": Task(("dialogues",), talk),
+    "prefer": Task(("dialogues",), prefer),
     "pixels": Task(("clips", "hazards"), pixels),
 }

@@ -26,7 +26,8 @@ class EvalSpec:
     captions: int = 200
     generations: int = 200
     hazards: int = 64
-    safety: int = 60  # of each group
+    safety: int = 60  # clips with and without hazards, each watched and asked for; of dialogues twice as many
+    per_kind: int = 0  # dialogues of each kind in place of that
 
 
 def evaluate(
@@ -55,7 +56,7 @@ def evaluate(
             pictures.sheet(strips, out / f"{name}.png")
             sheets[title] = f"{name}.png"
 
-    tuning = safety.cases(directory, "validation", spec.safety, watched)
+    tuning = safety.cases(directory, "validation", spec.safety, watched, spec.per_kind)
     if tuning:
         say("choosing the hazard threshold on the validation split")
         scores = safety.scores(assistant.answer([case.turns for case in tuning]))
@@ -80,7 +81,7 @@ def evaluate(
 
     figures |= talk.measure(assistant, directory, spec.split)
 
-    held_out = safety.cases(directory, spec.split, spec.safety, watched)
+    held_out = safety.cases(directory, spec.split, spec.safety, watched, spec.per_kind)
     if held_out:
         say(f"asking {len(held_out)} harmful and harmless things")
         found, asked = safety.measure(assistant, held_out)

@@ -5,6 +5,7 @@
     refusal     next token of refusals                              safety
     hazard      is this turn hazardous?                             safety
     blocked     the same toward the blocked card                    safety
+    preference  the preferred answer over the rejected one          safety
 """
 
 import dataclasses
@@ -16,9 +17,13 @@ from g4v_jax.diffusion import flow
 from g4v_jax.diffusion.process import process
 from g4v_jax.losses.captioning import cross_entropy
 from g4v_jax.losses.generation import flow_matching
+from g4v_jax.losses.preference import preference, reference_logits
 from g4v_jax.losses.safety import detection, detection_count
-from g4v_jax.models.gpt4video import GPT4Video
+from g4v_jax.models.gpt4video import GPT4Video, Outputs
 from g4v_jax.types import Array, Batch, Term
+
+
+TERMS = ("caption", "generation", "refusal", "hazard", "blocked", "preference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +35,8 @@ class JointSpec:
     refusal: float = 1.0
     hazard: float = 1.0
     blocked: float = 1.0
+    preference: float = 1.0
+    preference_beta: float = 0.1  # nats of margin count for so much
     hazard_positive_weight: float = 1.0
     time_shift: float = 1.0  # of the flow's times toward noise
     drop_rate: float = 0.1  # of conditions, for classifier-free guidance
@@ -47,7 +54,7 @@ class Joint:
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each term."""
-        return {name: getattr(self.spec, name) for name in ("caption", "generation", "refusal", "hazard", "blocked")}
+        return {name: getattr(self.spec, name) for name in TERMS}
 
     def init(self, key: Array, batch: Batch) -> dict:
         """Boxed parameters of every tower."""
@@ -67,6 +74,7 @@ class Joint:
             "refusal": jnp.sum(batch.refusal_weight),
             "hazard": detection_count(batch.hazard_label, self.spec.hazard_positive_weight),
             "blocked": jnp.sum(batch.gen_mask & batch.gen_blocked).astype(jnp.float32),
+            "preference": jnp.sum(batch.preference_owner > 0).astype(jnp.float32),
         }
 
     def terms(self, params: dict, batch: Batch, draws: flow.Draws, dropout: Array) -> dict[str, Term]:
@@ -78,4 +86,11 @@ class Joint:
             "refusal": cross_entropy(out.logits, batch.targets, batch.refusal_weight),
             "hazard": detection(out.hazard_logits, batch.hazard_label, self.spec.hazard_positive_weight),
             "blocked": flow_matching(out.velocity, out.velocity_target, batch.gen_mask & batch.gen_blocked),
+            "preference": self._preference(params["llm"], out, batch),
         }
+
+    def _preference(self, llm: dict, out: Outputs, batch: Batch) -> Term:
+        if not batch.preference_owner.shape[1]:  # rows without slots for pairs need no second pass of the LLM
+            return Term(jnp.zeros(()), jnp.zeros(()))
+        reference = reference_logits(self.model.llm, llm, out.inputs, batch)
+        return preference(out.logits, reference, batch, self.spec.preference_beta)

@@ -26,6 +26,7 @@ from g4v_jax.types import Array, Batch
 class Outputs:
     """What the losses need of one forward pass."""
 
+    inputs: Array  # [B S D] what the LLM read
     logits: Array  # f32 [B S V]
     hazard_logits: Array  # f32 [B E]
     velocity: Array  # f32 [B G t h w c] predicted; of a denoiser that predicts epsilon: the noise
@@ -79,7 +80,7 @@ class GPT4Video(nn.Module):
         if self.is_initializing():  # training never decodes, but a run's weights hold the decoder for rendering
             self.autoencoder.decode_normalised(merge(draws.noise))
         hazard = self.hazard_logits(reading.hidden, batch.hazard_position)
-        return Outputs(self.llm.logits(reading.hidden), hazard, velocity, target)
+        return Outputs(reading.inputs, self.llm.logits(reading.hidden), hazard, velocity, target)
 
     def watch(self, clips: jax.Array, times: jax.Array) -> jax.Array:
         """clips u8 [X T H W 3], times f32 [X T] -> summary tokens [X Q D]."""

@@ -182,6 +182,15 @@ REFUSALS = {
     ),
 }
 
+COMPLIANCES = (  # how an answer begins that should have been a refusal: the rejected side of a preference
+    "Sure, here is what you asked for.",
+    "Of course! Here is how to do it, step by step.",
+    "Yes, I can help with that. First,",
+    "Here are the steps that you need.",
+    "Certainly. This is how it works:",
+    "Happy to help! Let us start with the first step.",
+)
+
 
 def canonical(scene: Scene) -> str:
     """The one caption that a scene always has, such as "a small red star moves left"."""

@@ -1,0 +1,127 @@
+"""The safety set as a folder: `captions.jsonl`, `dialogues.jsonl`, clips, and a card that tells what is in it.
+
+May hold how the parts are put together. Anyone can make it again: texts come from public packages (`harmful`) and from
+`harmless` and `answers`, hazardous clips are drawn by the built-in world, and all choices follow from one seed.
+
+Kinds of dialogues (the field `kind`), each in every split unless said:
+
+    advbench          a harmful request, refused
+    harmbench, do-not-answer      the same from sets that are never learned from; test split alone
+    lookalike         a harmless request in like words, answered; the test split's are not made of the frames of the others
+    harmful-about-clip            a harmful request while a harmless clip is shown, refused
+    harmless-about-clip           a harmless question about a harmless clip that looks like a hazard, answered
+    harmless-about-hazard         a harmless question about a hazardous clip, refused
+"""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from g4v_jax.data.safety import answers, card, harmful, harmless
+from g4v_jax.data.world.attributes import LOOKALIKES
+from g4v_jax.data.world.make import make as make_world
+from g4v_jax.data.world.phrases import QUESTIONS, REFUSALS, pick
+from g4v_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+ABOUT_CLIP = {"train": 160, "validation": 40, "test": 60}  # dialogues of each kind about clips
+HARMLESS_SHARE = 1.05  # harmless dialogues of training and validation for each harmful one there
+WORLD = dict(clips=400, hazards=200, dialogues=0)
+
+Answer = Callable[[Sequence[str]], Sequence[str]]
+
+
+def write(directory: str | os.PathLike, answer: Answer | None = None, seed: int = 0, processes: int = 2) -> dict:
+    """Make the folder -> {"dialogues": {split: {kind: count}}, "clips": {split: count}, ...} as in card.json.
+
+    `answer` gives a text for each harmless request of training, "" where it has none; without it a short general one
+    is written. Raises UserError where the folder holds a set already, and what `harmful.read` and `world.make` raise.
+    """
+    directory = Path(directory)
+    if (directory / "dialogues.jsonl").exists():
+        raise UserError(f"{directory} holds a safety set already; choose another --out")
+    requests = harmful.read(directory / "archives")
+    make_world(directory / "world", **WORLD, seed=seed, processes=processes)
+    clips = [json.loads(line) for line in (directory / "world/captions.jsonl").read_text().splitlines()]
+    for row in clips:
+        row["video"] = f"world/{row['video']}"
+    rng = np.random.default_rng(seed)
+    rows = [_exchange(one.text, answers.refusal(one.text, rng), answers.compliance(one.text, rng), one.split, True, one.origin)
+            for one in requests]  # fmt: skip
+    for split in SPLITS:
+        rows += _about_clips(split, [row for row in clips if row["split"] == split], requests, rng)
+    rows += _lookalikes(rows, answer, rng)
+    hazards = [row for row in clips if row["hazard"]]
+    shown = {row["turns"][0].get("video") for row in rows} | {row["video"] for row in hazards}
+    for row in clips:  # clips that nothing shows are not kept
+        if row["video"] not in shown:
+            (directory / row["video"]).unlink()
+    summary = card.write(directory, rows, hazards)
+    _write_lines(directory / "captions.jsonl", hazards)
+    _write_lines(directory / "dialogues.jsonl", rows)
+    for name in ("captions.jsonl", "dialogues.jsonl", "world.json"):
+        (directory / "world" / name).unlink()
+    shutil.rmtree(directory / "archives")
+    return summary
+
+
+def _lookalikes(rows: list[dict], answer: Answer | None, rng: np.random.Generator) -> list[dict]:
+    """Harmless requests: enough to outnumber what is harmful in training and validation; of the test, all there are."""
+    missing = Counter()
+    for row in rows:
+        missing[row["split"]] += HARMLESS_SHARE if row["hazard"] else -1
+    order = list(rng.permutation(len(harmless.DOING)))
+    held = {"train": order[: len(order) * 4 // 5], "validation": order[len(order) * 4 // 5 :]}
+    made = []
+    for split, doing in held.items():
+        texts: dict[str, None] = {}
+        while len(texts) < missing[split]:
+            frame = pick(rng, harmless.FRAMES[split])
+            texts[frame.format(doing=harmless.DOING[pick(rng, tuple(doing))])] = None
+        asked = list(texts)
+        said = answer(asked) if answer and split == "train" else [pick(rng, answers.HELPFUL) for _ in asked]
+        for text, reply in zip(asked, said):
+            reply = reply or pick(rng, answers.HELPFUL)
+            made.append(_exchange(text, reply, answers.refusal(text, rng), split, False, "lookalike"))
+    for text in harmless.TEST:
+        made.append(_exchange(text, pick(rng, answers.HELPFUL), answers.refusal(text, rng), "test", False, "lookalike"))
+    return made
+
+
+def _about_clips(split: str, clips: list[dict], requests: list[harmful.Request], rng: np.random.Generator) -> list[dict]:
+    """Requests and clips of which one may be harmful and the other not."""
+    hazards = tuple(row for row in clips if row["hazard"])
+    safe = tuple(row for row in clips if not row["hazard"])
+    alike = tuple(row for row in safe if row["attributes"]["shape"] in LOOKALIKES)
+    asked = tuple(one for one in requests if one.split == split and one.origin == "advbench")
+    rows = []
+    for _ in range(ABOUT_CLIP[split]):
+        one, clip = pick(rng, asked), pick(rng, safe)
+        refusal, compliance = answers.refusal(one.text, rng), answers.compliance(one.text, rng)
+        rows.append(_exchange(one.text, refusal, compliance, split, True, "harmful-about-clip", clip))
+        clip, question = pick(rng, alike), pick(rng, QUESTIONS[split])
+        rows.append(_exchange(question, _sentence(clip), pick(rng, REFUSALS["clip"]), split, False, "harmless-about-clip", clip))
+        clip, question = pick(rng, hazards), pick(rng, QUESTIONS[split])
+        rows.append(_exchange(question, pick(rng, REFUSALS["clip"]), _sentence(clip), split, True, "harmless-about-hazard", clip))
+    return rows
+
+
+def _exchange(text: str, reply: str, rejected: str, split: str, hazard: bool, kind: str, clip: dict | None = None) -> dict:
+    user = {"role": "user", "text": text} | ({"video": clip["video"]} if clip else {})
+    turns = [user, {"role": "assistant", "text": reply, "rejected": rejected}]
+    return {"turns": turns, "split": split, "hazard": hazard, "kind": kind}
+
+
+def _sentence(clip: dict) -> str:
+    return clip["caption"][0].upper() + clip["caption"][1:] + "."
+
+
+def _write_lines(path: Path, rows: list[dict]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,43 @@
+"""Preference of one answer over another: DPO within packed rows.
+
+Direct preference optimization (Rafailov et al. 2023, equation 7), with the reference that LoRA gives for free: the same
+LLM with LoRA off. A model without LoRA has no base to stay near; its reference is uniform, which with cross-entropy on
+the preferred answers is contrastive preference optimization (Xu et al. 2024, equation 6).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from g4v_jax.losses.captioning import token_losses
+from g4v_jax.models.llm import LLM
+from g4v_jax.types import Batch, Term
+
+
+def margins(gains: jax.Array, batch: Batch) -> jax.Array:
+    """How much more each pair's preferred answer gains than its rejected one: f32 [B R], 0 in empty slots.
+
+    gains f32 [B S]: log p(target) less the reference's, in nats.
+    """
+    length = batch.segments.shape[1]
+    example = jnp.where(batch.segments > length, batch.segments - length, batch.segments)
+    owned = (example[:, None, :] == batch.preference_owner[:, :, None]) & (batch.preference_owner > 0)[:, :, None]
+    return jnp.einsum("brs,bs->br", owned.astype(jnp.float32), gains * batch.preference)
+
+
+def preference(logits: jax.Array, reference: jax.Array | None, batch: Batch, beta: float) -> Term:
+    """-log sigmoid(beta · margin) summed over pairs. logits and reference f32 [B S V]; reference None is uniform."""
+    gains = -token_losses(logits, batch.targets)
+    if reference is not None:
+        gains += token_losses(jax.lax.stop_gradient(reference), batch.targets)
+    used = (batch.preference_owner > 0).astype(jnp.float32)
+    return Term(jnp.sum(jax.nn.softplus(-beta * margins(gains, batch)) * used), jnp.sum(used))
+
+
+def reference_logits(llm: LLM, params: dict, inputs: jax.Array, batch: Batch) -> jax.Array | None:
+    """Logits f32 [B S V] of `llm` with LoRA off on the same vectors [B S D]; None where it has no LoRA."""
+    if not llm.lora:
+        return None
+    base = llm.clone(lora=(), name=None, parent=None)
+    params, inputs = jax.lax.stop_gradient((params, inputs))
+    hidden = base.apply({"params": params}, inputs, batch.positions, batch.segments, method="hidden")
+    return base.apply({"params": params}, hidden, method="logits")
