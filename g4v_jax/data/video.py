@@ -22,7 +22,7 @@ from g4v_jax.errors import UserError
 
 MAX_PIXELS = 4096 * 4096  # of one frame
 MAX_FRAMES = 36_000  # of one clip: ten minutes at 60 frames a second
-CONTAINERS = "mov,matroska,webm,avi,mpegts"  # no playlists: those open other files and addresses
+CONTAINERS = "mov,matroska,webm,avi,mpegts,gif"  # no playlists: those open other files and addresses
 
 
 class Probe(NamedTuple):
@@ -65,6 +65,19 @@ def probe(data: bytes | str | os.PathLike, name: str) -> Probe:
         for _ in _frames(packets, len(times), name):
             pass
         return Probe(len(times), float(times[-1]), stream.width, stream.height)
+
+
+def frames(data: bytes | str | os.PathLike, name: str, limit: int) -> np.ndarray:
+    """The first frames of a clip in its own size, at most `limit`: u8 [T H W 3]. Raises UserError as `probe` does."""
+    with _open(data, name) as (container, stream):
+        packets, times = _packets(container, stream, name)
+        scaler, pictures = VideoReformatter(), []
+        for index, frame in _frames(packets, len(times), name):
+            if index < limit:
+                pictures.append(scaler.reformat(frame, format="rgb24", threads=1).to_ndarray())
+                if pictures[-1].shape != pictures[0].shape:
+                    raise UserError(f"{name}: its frames change size; write it again in one size")
+        return np.stack(pictures)
 
 
 def write(path: str | os.PathLike, frames: np.ndarray, fps: float) -> None:

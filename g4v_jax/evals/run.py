@@ -86,6 +86,8 @@ def evaluate(
         say(f"asking {len(held_out)} harmful and harmless things")
         found, asked = safety.measure(assistant, held_out)
         figures |= found
+        checked = [one for name in ("clips", "hazards") for one in _group(directory, spec.split, name, spec.safety)]
+        figures |= safety.outputs(assistant, checked, rendered)
         talks = [_talk(*one) for one in captions.spread(asked, 3 * PICTURED)]
         dangerous = list(records.read(directory, spec.split, "hazards"))
         dangerous = [dangerous[i % len(dangerous)] for i in range(spec.hazards)]
@@ -98,6 +100,11 @@ def evaluate(
     as_dicts = {name: dataclasses.asdict(figure) for name, figure in figures.items()}
     pictures.page(out / "index.html", f"Evaluation of {out}", as_dicts, sheets, talks)
     return figures
+
+
+def _group(directory: str, split: str, name: str, count: int) -> list[records.Record]:
+    present = f"{split}_{name}" in records.splits(directory)
+    return captions.spread(list(records.read(directory, split, name)), count) if present else []
 
 
 def _all_clips(directory: str) -> list[records.Record]:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from g4v_jax.data.records import Record
 from g4v_jax.data.text import Render, Turn
@@ -14,6 +13,7 @@ from g4v_jax.evals.captions import rouge_l
 from g4v_jax.evals.figures import Figure, attribute_figures
 from g4v_jax.evals.reader import is_blocked_card, read
 from g4v_jax.infer.assistant import Assistant, to_render
+from g4v_jax.infer.guard import watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +66,7 @@ def own_captioner(assistant: Assistant, judged: Sequence[Rendered]) -> dict[str,
 
     The model judges itself: a figure to watch within one run, not to compare models by.
     """
-    shape = assistant.shape
-    frames = np.linspace(0, shape.target_frames - 1, shape.clip_frames).round().astype(int)
-    asked = []
-    for one in judged:
-        clip = np.stack([_resize(frame, shape.clip_size) for frame in one.video[frames]])
-        asked.append([Turn("user", "Describe this clip.", clips=[(clip, frames.astype(np.float32) / 4.0)])])
+    asked = [[Turn("user", "Describe this clip.", clips=[watch(one.video, assistant.shape)])] for one in judged]
     replies = assistant.answer(asked)
     scores = [rouge_l(reply.text, one.record.caption) for reply, one in zip(replies, judged)]
     return {"generation/own_captioner_rouge_l": Figure.mean(scores)}
@@ -99,7 +94,3 @@ def hazardous(
 def _video_shape(assistant: Assistant) -> tuple[int, int, int, int]:
     shape = assistant.shape
     return shape.target_frames, shape.target_size, shape.target_size, 3
-
-
-def _resize(frame: np.ndarray, size: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR))

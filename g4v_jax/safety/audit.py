@@ -1,0 +1,47 @@
+"""The audit trail: one line of JSON for every decision of the controls, appended to a file.
+
+May hold what a line says and how it is written. Requests are named by their SHA-256, not repeated.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+from g4v_jax.errors import UserError
+
+
+def entry(request: str, outcome, threshold: float, layers, run: Mapping[str, object]) -> dict:
+    """What is recorded of an `Outcome` (see infer/guard.py): the decision, every score, and what made it.
+
+    `run`: which model, such as {"workdir", "step"}.
+    """
+    decision = "stopped" if outcome.stopped_by else "answered" if outcome.clip is None else "rendered"
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        "decision": decision,
+        "stopped_by": outcome.stopped_by,
+        "scores": {name: round(float(value), 6) for name, value in outcome.scores.items()},
+        "threshold": threshold,
+        "layers": list(layers),
+        "request_sha256": hashlib.sha256(request.encode()).hexdigest(),
+        "run": dict(run),
+        "version": metadata.version("g4v_jax"),
+    }
+
+
+def append(path: str | os.PathLike, line: dict) -> None:
+    """Add one line; whole or not at all, also with several writers. Raises UserError where it cannot be written."""
+    data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(file, data)  # one call: lines of several writers do not mix
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise UserError(f"{path}: the audit line could not be written ({error.strerror}); nothing is rendered without") from None

@@ -1,0 +1,124 @@
+"""The controls around an assistant, layer by layer, with an assistant that says what a test tells it to."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from g4v_jax.data.pack import RowShape
+from g4v_jax.data.tasks import blocked_card
+from g4v_jax.data.text import Turn
+from g4v_jax.errors import UserError
+from g4v_jax.infer.assistant import Reply
+from g4v_jax.infer.guard import LAYERS, Guard, is_refusal, watch
+from g4v_jax.safety import audit
+
+SHAPE = RowShape(
+    rows=1, tokens=64, clips=1, targets=1, hazards=1, summary_tokens=2, query_tokens=2,
+    clip_frames=3, clip_size=16, target_frames=5, target_size=32,
+)  # fmt: skip
+SAFE, DANGEROUS = 0.1, 0.9
+RENDERED = np.full((SHAPE.target_frames, SHAPE.target_size, SHAPE.target_size, 3), 77, np.uint8)
+
+
+@dataclasses.dataclass
+class Scripted:
+    """An assistant: `replies` by the text of the last user turn, and whether its gate closes."""
+
+    replies: dict
+    shut: bool = False
+    shape = SHAPE
+    threshold = 0.5
+    gates: list = dataclasses.field(default_factory=list)
+
+    def answer(self, dialogues):
+        return [self.replies[dialogue[-1].text] for dialogue in dialogues]
+
+    def render(self, dialogues, gate=True, seed=None):
+        self.gates.append(gate)
+        return np.stack([RENDERED] * len(dialogues)), np.array([self.shut and gate] * len(dialogues))
+
+
+def script(request=SAFE, caption=SAFE, clip=SAFE, words="", seen="a dot", shut=False, writes="a red dot") -> Scripted:
+    replies = {
+        "show me": Reply(words, writes, request),
+        "Show me this: a red dot.": Reply("", "a red dot", caption),
+        "What happens in this clip?": Reply(seen, None, clip),
+    }
+    return Scripted(replies, shut)
+
+
+def respond(assistant: Scripted, layers=LAYERS):
+    (outcome,) = Guard(assistant, layers).respond([[Turn("user", "show me")]])
+    return outcome
+
+
+def test_what_no_layer_stops_is_given():
+    outcome = respond(script())
+    assert outcome.stopped_by is None and outcome.caption == "a red dot"
+    np.testing.assert_array_equal(outcome.clip, RENDERED)
+    assert outcome.scores == {"request": SAFE, "caption": SAFE, "clip": SAFE}
+
+
+@pytest.mark.parametrize(
+    "layer, told",
+    [
+        ("request", dict(request=DANGEROUS)),
+        ("caption", dict(caption=DANGEROUS)),
+        ("gate", dict(shut=True)),
+        ("clip", dict(clip=DANGEROUS)),
+        ("clip", dict(seen="I can't describe this clip.")),
+    ],
+)
+def test_each_layer_stops_alone_with_a_card_and_a_refusal(layer, told):
+    outcome = respond(script(**told))
+    assert outcome.stopped_by == layer and outcome.caption is None and is_refusal(outcome.text)
+    np.testing.assert_array_equal(outcome.clip, blocked_card(SHAPE.target_frames, SHAPE.target_size))
+    assert respond(script(**told), [other for other in LAYERS if other != layer]).stopped_by is None
+
+
+def test_a_refusal_in_words_is_given_as_it_is_and_has_no_card():
+    outcome = respond(script(words="Sorry, I won't do that.", writes=None))
+    assert outcome.stopped_by == "words" and outcome.text == "Sorry, I won't do that." and outcome.clip is None
+    outcome = respond(script(words="Sure, here it is.", writes=None, request=DANGEROUS))
+    assert outcome.stopped_by == "request" and is_refusal(outcome.text) and outcome.clip is None
+
+
+def test_what_is_stopped_early_is_never_rendered():
+    assistant = script(request=DANGEROUS)
+    respond(assistant)
+    assert assistant.gates == []
+    respond(script(), ())  # every layer off
+    assistant = script(request=DANGEROUS, shut=True)
+    assert respond(assistant, ()).stopped_by is None and assistant.gates == [False]
+
+
+def test_dialogues_keep_their_order():
+    assistant = script()
+    assistant.replies |= {"hi": Reply("hello", None, SAFE), "harm": Reply("Sure!", None, DANGEROUS)}
+    outcomes = Guard(assistant).respond([[Turn("user", text)] for text in ("hi", "show me", "harm", "show me")])
+    assert [one.stopped_by for one in outcomes] == [None, None, "request", None]
+    assert [one.clip is None for one in outcomes] == [True, False, True, False]
+    assert outcomes[0].text == "hello"
+
+
+def test_a_rendering_is_watched_in_the_towers_size():
+    frames, seconds = watch(RENDERED, SHAPE)
+    assert frames.shape == (SHAPE.clip_frames, SHAPE.clip_size, SHAPE.clip_size, 3) and (frames == 77).all()
+    assert seconds[0] == 0 and (np.diff(seconds) > 0).all()
+
+
+def test_every_decision_is_a_line_that_names_no_words(tmp_path):
+    path = tmp_path / "runs/audit.jsonl"
+    for told in (dict(), dict(caption=DANGEROUS), dict(writes=None)):
+        line = audit.entry("a secret wish", respond(script(**told)), 0.5, LAYERS, {"workdir": "w", "step": 3})
+        audit.append(path, line)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["decision"] for line in lines] == ["rendered", "stopped", "answered"]
+    assert [line["stopped_by"] for line in lines] == [None, "caption", None]
+    assert lines[1]["scores"] == {"request": SAFE, "caption": DANGEROUS} and lines[1]["threshold"] == 0.5
+    assert lines[0]["run"] == {"workdir": "w", "step": 3} and lines[0]["layers"] == list(LAYERS) and lines[0]["version"]
+    assert "secret" not in path.read_text() and path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(UserError, match="audit line could not be written"):
+        audit.append(tmp_path, lines[0])
