@@ -95,7 +95,7 @@ def detect(frames: np.ndarray, key: bytes) -> Detection:
     unmarked clip, whatever it shows, passes with a chance of 2^-16. The search looks at all scales and offsets but
     reads only the _CANDIDATES = 16 best, so an unmarked clip is found to be marked with a chance of at most
     16 * 2^-16 = 2.4e-4. The threshold of the score halves that: the best score of all scales and offsets, in unmarked
-    clips, is over 4.5 in about half, over 5.0 in one of 20 and over 5.4 in one of 1,000.
+    clips, is over 4.5 in about half, over 5.0 in one of 20 and over 5.7 in none of 1,100.
 
     Args: u8 [T H W 3] RGB, T at least 1, H and W at least MIN_FOUND_SIDE; the key the mark was made with.
     Raises UserError for other frames, and for a key that is empty or not bytes.
