@@ -37,7 +37,7 @@ def get_config(argument: str = "model") -> ConfigDict:
     config.step = dict(ema_decay=0.99)
     config.train = dict(steps=1100, log_every=50, checkpoint_every=300)
     config.sample = dict(steps=16, guidance=3.0)
-    config.evaluate = dict(captions=200, generations=200, hazards=64, safety=60)
+    config.evaluate = dict(captions=200, meteor=False, generations=200, hazards=64, safety=60)
     if stage == "autoencoder":
         config.objective = "reconstruction"
         config.optimizer.muon_learning_rate, config.optimizer.multipliers = 0.02, {}
@@ -49,5 +49,5 @@ def get_config(argument: str = "model") -> ConfigDict:
     if size:
         config.world = dict(clips=96, hazards=32, dialogues=96)
         config.train.update(steps=12, log_every=4, checkpoint_every=8)
-        config.evaluate = dict(captions=16, generations=16, hazards=8, safety=8)
+        config.evaluate = dict(captions=16, meteor=False, generations=16, hazards=8, safety=8)
     return config

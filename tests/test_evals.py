@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from g4v_jax.data.world.phrases import QUESTIONS, REFUSALS, REQUESTS, canonical,
 from g4v_jax.evals import captions, pictures, safety, videos
 from g4v_jax.evals.figures import Figure, attribute_figures
 from g4v_jax.infer.assistant import Reply
+from g4v_jax.infer.guard import is_refusal
 
 SIZES = dict(rows=1, tokens=64, clips=1, targets=1, hazards=1, summary_tokens=2, query_tokens=2)
 SHAPE = RowShape(**SIZES, clip_frames=3, clip_size=32, target_frames=9, target_size=32)
@@ -92,39 +92,11 @@ def test_captions_are_judged_by_what_they_say():
     said = [canonical(SCENES[0]), paraphrases(SCENES[1], np.random.default_rng(0), 1, True)[0], "a wall", "?"]
     assistant = Table([Reply(text, None, 0.0) for text in said])
     records = [record(scene) for scene in SCENES]
-    figures, judged = captions.measure(assistant, records, [("clip", i) for i in range(4)], "test")
+    figures, judged = captions.measure(assistant, records, [("clip", i) for i in range(4)], "test", meteor=False)
     assert [all(one.right.values()) for one in judged] == [True, True, False, False]
     assert figures["caption/attributes"].value == 0.5 and figures["caption/exact"].value == 0.25
     assert [turns[0].clips for turns in assistant.asked] == [[("clip", i)] for i in range(4)]
     assert all(turns[0].text in QUESTIONS["test"] for turns in assistant.asked)
-
-
-def cider_d(text: str, reference: str, references: list[str]) -> float:
-    """CIDEr-D of one text after Vedantam et al. (2015), equations 1 to 4, in plain float64."""
-
-    def grams(words, n):
-        return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
-
-    total, words, wanted = 0.0, text.split(), reference.split()
-    for n in range(1, 5):
-        frequency = Counter(gram for other in references for gram in set(grams(other.split(), n)))
-        idf = {gram: np.log(len(references)) - np.log(max(1, frequency[gram])) for gram in grams(words, n) | grams(wanted, n)}
-        ours = {gram: count * idf[gram] for gram, count in grams(words, n).items()}
-        theirs = {gram: count * idf[gram] for gram, count in grams(wanted, n).items()}
-        product = sum(min(value, theirs[gram]) * theirs[gram] for gram, value in ours.items() if gram in theirs)
-        norms = np.sqrt(sum(v * v for v in ours.values())) * np.sqrt(sum(v * v for v in theirs.values()))
-        if norms:
-            total += product / norms * np.exp(-((len(words) - len(wanted)) ** 2) / (2 * 6.0**2))
-    return 10 * total / 4
-
-
-def test_cider_is_the_published_one():
-    references = ["a red fox runs left", "a blue star falls down fast", "the red star moves up", "nothing happens here at all"]
-    texts = ["a red fox walks left", "a blue star falls down fast", "a red star", "red red red star"]
-    figure = captions.cider(texts, references)
-    each = [cider_d(text, reference, references) for text, reference in zip(texts, references)]
-    assert figure.value == pytest.approx(np.mean(each), rel=1e-6) and figure.n == 4
-    assert captions.cider(["A red FOX, runs left."], references[:1]).n == 1  # punctuation and case are no words
 
 
 def emoji(label: str, base: str, group: str) -> Record:
@@ -159,8 +131,8 @@ def test_groups_are_judged_by_the_nearest_known_name():
 def test_attributes_of_other_worlds_are_not_judged():
     foreign = [record(None, "an animated emoji of rainbow", attributes={"base": "1f308", "tone": ""})]
     assistant = Table([Reply("an animated emoji of rain", "a rainbow", 0.0)], {"a rainbow": clip_of(SCENES[0])})
-    figures, judged = captions.measure(assistant, foreign, [None], "test")
-    assert judged[0].right == {} and set(figures) == {"caption/rouge_l", "caption/cider", "caption/exact"}
+    figures, judged = captions.measure(assistant, foreign, [None], "test", meteor=False)
+    assert judged[0].right == {} and set(figures) == {"caption/bleu4", "caption/rouge_l", "caption/cider", "caption/exact"}
     assert 0.7 < figures["caption/rouge_l"].value < 1  # four of five words
     figures, judged = videos.measure(assistant, foreign, "test")
     assert judged[0].right == {} and set(figures) == {"generation/answered"}
@@ -205,9 +177,9 @@ def test_hazards_forced_on_the_generator_are_counted_with_and_without_the_gate()
 
 
 def test_refusals_are_known_by_their_words():
-    assert all(safety.is_refusal(text) for text in itertools.chain(*REFUSALS.values()))
+    assert all(is_refusal(text) for text in itertools.chain(*REFUSALS.values()))
     for text in ("a red star moves left", "I can show you that.", "Sorry for the wait, here it is."):
-        assert not safety.is_refusal(text)
+        assert not is_refusal(text)
 
 
 def test_blocking_is_measured_by_layer_and_kind():

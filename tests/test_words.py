@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ import sacrebleu
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from rouge_score import rouge_scorer
-from test_evals import cider_d
 
 from g4v_jax.errors import UserError
 from g4v_jax.evals import figures
@@ -28,6 +28,25 @@ def corpus(seed: int, clips: int, references: int) -> tuple[list[str], list[list
         tokens[rng.integers(len(tokens))] = rng.choice(VOCABULARY)
         texts.append(" ".join(tokens[: rng.integers(3, len(tokens) + 1)]))
     return texts, wanted
+
+
+def cider_d(text: str, reference: str, references: list[str]) -> float:
+    """CIDEr-D of one text after Vedantam et al. (2015), equations 1 to 4, in plain float64."""
+
+    def grams(words, n):
+        return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+    total, words, wanted = 0.0, text.split(), reference.split()
+    for n in range(1, 5):
+        frequency = Counter(gram for other in references for gram in set(grams(other.split(), n)))
+        idf = {gram: np.log(len(references)) - np.log(max(1, frequency[gram])) for gram in grams(words, n) | grams(wanted, n)}
+        ours = {gram: count * idf[gram] for gram, count in grams(words, n).items()}
+        theirs = {gram: count * idf[gram] for gram, count in grams(wanted, n).items()}
+        product = sum(min(value, theirs[gram]) * theirs[gram] for gram, value in ours.items() if gram in theirs)
+        norms = np.sqrt(sum(v * v for v in ours.values())) * np.sqrt(sum(v * v for v in theirs.values()))
+        if norms:
+            total += product / norms * np.exp(-((len(words) - len(wanted)) ** 2) / (2 * 6.0**2))
+    return 10 * total / 4
 
 
 # Words

@@ -9,6 +9,8 @@ from absl import flags
 from g4v_jax.commands.common import open_run, parse, threshold_file, write_json
 from g4v_jax.errors import UserError
 
+SUITES = ("all", "attack")  # captioning, generation and safety; harmful requests in disguises
+
 
 def evaluate(arguments: list[str]) -> None:
     """Measure a run; leaves report.json, index.html and picture sheets in its folder or --out."""
@@ -17,6 +19,7 @@ def evaluate(arguments: list[str]) -> None:
     def extra(values: flags.FlagValues) -> None:
         flags.DEFINE_string("times", None, "File of 'stage seconds' lines: adds time/total_s.", flag_values=values)
         flags.DEFINE_bool("again", False, "Measure again where there is a report.", flag_values=values)
+        flags.DEFINE_enum("suite", "all", SUITES, "What to measure.", flag_values=values)
         flags.DEFINE_string("records", None, "Records to measure on, if not the run's own.", flag_values=values)
         flags.DEFINE_string("out", None, "Folder for report and pictures (default: the run's).", flag_values=values)
 
@@ -28,6 +31,13 @@ def evaluate(arguments: list[str]) -> None:
     out = Path(values.out or values.workdir)
     if values.records and not values.out:
         raise UserError("eval: --records needs --out: the run's folder keeps the report of its own records")
+    if values.suite == "attack":
+        build, assistant = open_run(values.workdir)
+        out.mkdir(parents=True, exist_ok=True)
+        figures = run.attack(assistant, values.records or build.pipeline.records, build.evaluation, out)
+        print(run.table(figures))
+        write_json(values.json, json.loads((out / "attack.json").read_text()))
+        return
     report = out / "report.json"
     if report.exists() and not values.again:
         figures = {name: Figure(**figure) for name, figure in json.loads(report.read_text()).items()}

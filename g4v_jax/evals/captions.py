@@ -1,24 +1,24 @@
-"""Captioning on held-out clips: attributes by rule where the clips have them; ROUGE-L and CIDEr against the caption.
-
-Words are lower-cased runs of letters and digits, as `rouge_score` takes them; nothing is stemmed.
-"""
+"""Captioning on held-out clips: attributes by rule where the clips have them, words against the caption (see `words`)."""
 
 import dataclasses
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache, partial
 
 import numpy as np
-from pycocoevalcap.cider.cider import Cider
 from rouge_score import rouge_scorer
 
 from g4v_jax.data.records import Record
 from g4v_jax.data.text import Clip, Turn
 from g4v_jax.data.world.attributes import judge, parse_caption
 from g4v_jax.data.world.phrases import QUESTIONS
+from g4v_jax.evals import words
 from g4v_jax.evals.figures import Figure, attribute_figures
 from g4v_jax.infer.assistant import Assistant
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,29 +38,21 @@ def question(record: Record, clip: Clip, split: str, number: int) -> list[Turn]:
 
 
 def measure(
-    assistant: Assistant, records: Sequence[Record], clips: Sequence[Clip], split: str
+    assistant: Assistant, records: Sequence[Record], clips: Sequence[Clip], split: str, meteor: bool = True
 ) -> tuple[dict[str, Figure], list[Captioned]]:
-    """Caption each clip once, greedily -> (figures, the judged clips)."""
+    """Caption each clip once, greedily -> (figures, the judged clips). What cannot be measured is logged with the reason."""
     asked = [question(record, clip, split, i) for i, (record, clip) in enumerate(zip(records, clips))]
     judged = []
     for record, clip, reply in zip(records, clips, assistant.answer(asked)):
         right = judge(record.attributes, partial(parse_caption, reply.text))
         judged.append(Captioned(record, clip, reply.text, right))
-    figures = {"caption/rouge_l": Figure.mean([rouge_l(j.text, j.record.caption) for j in judged])}
-    figures["caption/cider"] = cider([j.text for j in judged], [j.record.caption for j in judged])
+    found = words.measure([j.text for j in judged], [[j.record.caption] for j in judged], with_meteor=meteor)
+    for name, reason in found.reasons.items():
+        log.warning("%s is not measured: %s", name, reason)
+    figures = dict(found.figures)
     figures["caption/exact"] = Figure.share([_plain(j.text) == _plain(j.record.caption) for j in judged])
     figures |= attribute_figures("caption", [j.right for j in judged])
     return figures, judged
-
-
-def cider(texts: Sequence[str], references: Sequence[str]) -> Figure:
-    """CIDEr-D (Vedantam et al. 2015), by pycocoevalcap; document frequencies are those of these references.
-
-    The interval resamples the clips' scores and leaves the frequencies as they are.
-    """
-    words = {i: [" ".join(_words(text))] for i, text in enumerate(texts)}
-    wanted = {i: [" ".join(_words(text))] for i, text in enumerate(references)}
-    return Figure.mean(Cider().compute_score(wanted, words)[1])
 
 
 def group_accuracy(judged: Sequence[Captioned], known: Sequence[Record]) -> dict[str, Figure]:
@@ -75,7 +67,7 @@ def group_accuracy(judged: Sequence[Captioned], known: Sequence[Record]) -> dict
     if not groups:
         return {}
     shared = set.intersection(*map(set, groups))  # words that every caption has tell nothing
-    names = {tuple(word for word in words if word not in shared): group for words, group in groups.items()}
+    names = {tuple(word for word in name if word not in shared): group for name, group in groups.items()}
     hits: dict[str, list[bool]] = {}
     truth: dict[str, str] = {}
     for one in judged:
@@ -95,7 +87,7 @@ def group_accuracy(judged: Sequence[Captioned], known: Sequence[Record]) -> dict
 
 def name_words(caption: str) -> tuple[str, ...]:
     """Words of a caption, without a skin tone at its end."""
-    return tuple(_words(re.sub(r" with [a-z-]+ skin tone$", "", caption.lower().strip(". "))))
+    return tuple(words.words(re.sub(r" with [a-z-]+ skin tone$", "", caption.lower().strip(". "))))
 
 
 def rouge_l(text: str, reference: str) -> float:
@@ -106,10 +98,6 @@ def rouge_l(text: str, reference: str) -> float:
 @lru_cache
 def _rouge() -> rouge_scorer.RougeScorer:
     return rouge_scorer.RougeScorer(["rougeL"])
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The whole evaluation of a run: captioning, generation and safety on a held-out split, one JSON and one page."""
+"""The whole evaluation of a run: captioning, generation and safety on a held-out split, one JSON and one page; attacks."""
 
 import dataclasses
 import json
@@ -9,7 +9,8 @@ import numpy as np
 
 from g4v_jax.data import records
 from g4v_jax.data.pipeline import FrameCache
-from g4v_jax.evals import captions, pictures, safety, talk, videos
+from g4v_jax.errors import UserError
+from g4v_jax.evals import attacks, captions, pictures, safety, talk, videos
 from g4v_jax.evals.figures import Figure, attribute_figures
 from g4v_jax.infer.assistant import Assistant
 from g4v_jax.safety.gate import choose_threshold
@@ -24,10 +25,12 @@ class EvalSpec:
 
     split: str = "test"
     captions: int = 200
+    meteor: bool = True  # beside the other metrics of captions: some 15 seconds, 2 GB and Java
     generations: int = 200
     hazards: int = 64
     safety: int = 60  # clips with and without hazards, each watched and asked for; of dialogues twice as many
     per_kind: int = 0  # dialogues of each kind in place of that
+    attacks: int = 60  # harmful requests that are disguised in every way of `attacks.ATTACKS`
 
 
 def evaluate(
@@ -35,8 +38,8 @@ def evaluate(
 ) -> dict[str, Figure]:
     """Measure a model on records of the held-out split; write sheets and page into `out` -> figures by name.
 
-    Chooses the hazard threshold on the validation split first and leaves it in the assistant. Groups that the data
-    set lacks give no figures. Raises UserError where the split has no clips.
+    Where the split has harmful turns, the hazard threshold is chosen on the validation split first and left in the
+    assistant. Groups that the data set lacks give no figures. Raises UserError where the split has no clips.
     """
     cache = FrameCache(CACHE_BYTES, records.footage)
     shape = assistant.shape
@@ -56,18 +59,14 @@ def evaluate(
             pictures.sheet(strips, out / f"{name}.png")
             sheets[title] = f"{name}.png"
 
-    tuning = safety.cases(directory, "validation", spec.safety, watched, spec.per_kind)
-    if tuning:
-        say("choosing the hazard threshold on the validation split")
-        scores = safety.scores(assistant.answer([case.turns for case in tuning]))
-        labels = np.array([case.hazard for case in tuning])
-        assistant.threshold = choose_threshold(scores, labels, assistant.spec.false_refusals)
-        figures["safety/threshold"] = Figure.exact(assistant.threshold, len(tuning))
+    held_out = safety.cases(directory, spec.split, spec.safety, watched, spec.per_kind)
+    if held_out:
+        figures |= _tune(assistant, directory, spec, watched, say)
 
     clips = list(records.read(directory, spec.split, "clips"))
     chosen = captions.spread(clips, spec.captions)
     say(f"captioning {len(chosen)} clips")
-    found, judged = captions.measure(assistant, chosen, [watched(r, 0) for r in chosen], spec.split)
+    found, judged = captions.measure(assistant, chosen, [watched(r, 0) for r in chosen], spec.split, spec.meteor)
     figures |= found | captions.group_accuracy(judged, _all_clips(directory))
     show("captions", "Clips watched, and what the model says", [_captioned(one) for one in judged[:PICTURED]])
 
@@ -81,7 +80,6 @@ def evaluate(
 
     figures |= talk.measure(assistant, directory, spec.split)
 
-    held_out = safety.cases(directory, spec.split, spec.safety, watched, spec.per_kind)
     if held_out:
         say(f"asking {len(held_out)} harmful and harmless things")
         found, asked = safety.measure(assistant, held_out)
@@ -100,6 +98,39 @@ def evaluate(
     as_dicts = {name: dataclasses.asdict(figure) for name, figure in figures.items()}
     pictures.page(out / "index.html", f"Evaluation of {out}", as_dicts, sheets, talks)
     return figures
+
+
+def attack(
+    assistant: Assistant, directory: str, spec: EvalSpec, out: Path, say: Callable[[str], None] = print
+) -> dict[str, Figure]:
+    """Disguise harmful requests of the held-out split and count what each control stops; writes attack.json into `out`.
+
+    Chooses the hazard threshold first, as `evaluate` does. Raises UserError where the split has no harmful request in
+    words alone.
+    """
+    cache = FrameCache(CACHE_BYTES, records.footage)
+    shape = assistant.shape
+    figures = _tune(assistant, directory, spec, lambda r, v: cache.footage(r, v, shape.clip_frames, shape.clip_size), say)
+    harmful = safety.harmful_requests(directory, spec.split)
+    if not harmful:
+        raise UserError(f"{directory}: {spec.split} has no harmful requests to disguise; build records with a safety set")
+    chosen = captions.spread(harmful, spec.attacks)
+    say(f"attacking with {len(chosen)} harmful requests in {len(attacks.ATTACKS)} disguises")
+    figures |= attacks.measure(assistant, chosen)
+    write(out / "attack.json", figures)
+    return figures
+
+
+def _tune(assistant: Assistant, directory: str, spec: EvalSpec, watched, say) -> dict[str, Figure]:
+    """Choose the hazard threshold on the validation split and leave it in the assistant."""
+    cases = safety.cases(directory, "validation", spec.safety, watched, spec.per_kind)
+    if not cases:
+        return {}
+    say("choosing the hazard threshold on the validation split")
+    scores = safety.scores(assistant.answer([case.turns for case in cases]))
+    labels = np.array([case.hazard for case in cases])
+    assistant.threshold = choose_threshold(scores, labels, assistant.spec.false_refusals)
+    return {"safety/threshold": Figure.exact(assistant.threshold, len(cases))}
 
 
 def _group(directory: str, split: str, name: str, count: int) -> list[records.Record]:

@@ -61,6 +61,14 @@ def cases(directory: str, split: str, count: int, footage, per_kind: int = 0) ->
     return found
 
 
+def harmful_requests(directory: str, split: str) -> list[str]:
+    """The harmful requests of a split that are one turn of words alone."""
+    if f"{split}_dialogues" not in records.splits(directory):
+        return []
+    found = [one for one in records.read(directory, split, "dialogues") if one.hazard and len(one.dialogue) == 2]
+    return [one.dialogue[0]["text"] for one in found if "video" not in one.dialogue[0]]
+
+
 def scores(replies: Sequence[Reply]) -> np.ndarray:
     """Hazard score of each reply, f32 [n]."""
     return np.array([reply.hazard for reply in replies])

@@ -45,7 +45,9 @@ class Measured:
     reasons: dict[str, str]  # figures that could not be measured here -> why
 
 
-def measure(texts: Sequence[str], references: Sequence[Sequence[str]], prefix: str = "caption") -> Measured:
+def measure(
+    texts: Sequence[str], references: Sequence[Sequence[str]], prefix: str = "caption", with_meteor: bool = True
+) -> Measured:
     """All four metrics of one text and at least one reference a clip, named "{prefix}/bleu4" and so on.
 
     `each` are the values of single clips, which runs are compared by. Their mean is the figure for ROUGE-L and CIDEr,
@@ -56,6 +58,8 @@ def measure(texts: Sequence[str], references: Sequence[Sequence[str]], prefix: s
     figures = {"bleu4": bleu4(texts, references)} | {name: Figure.mean(values) for name, values in each.items()}
     reasons = {}
     try:
+        if not with_meteor:
+            raise UserError("it was not asked for")
         statistics = _meteor_statistics(texts, references)
         figures["meteor"] = _meteor_figure(statistics)
         each["meteor"] = _meteor_score(statistics)

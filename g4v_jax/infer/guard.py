@@ -4,6 +4,7 @@ May hold the layers, their order, and the record of each decision; the model's o
 program are `assistant`'s. Reads and writes no files.
 
     request   the hazard head on what was asked: above the threshold nothing is answered
+    disguise  the same on what the request says under a disguise, such as base64 (see safety/disguise.py)
     words     the model declines by itself
     caption   the caption that it wrote, judged as if it had been asked for
     gate      the in-graph gate: the condition is replaced, and the model renders its blocked card
@@ -21,8 +22,9 @@ from g4v_jax.data.pack import RowShape
 from g4v_jax.data.tasks import blocked_card
 from g4v_jax.data.text import Clip, Turn
 from g4v_jax.infer.assistant import Assistant, Reply, to_render
+from g4v_jax.safety.disguise import readings
 
-LAYERS = ("request", "words", "caption", "gate", "clip")
+LAYERS = ("request", "disguise", "words", "caption", "gate", "clip")
 FPS = 4.0  # of rendered clips
 CAPTION_REQUEST = "Show me this: {caption}."
 CLIP_QUESTION = "What happens in this clip?"
@@ -42,7 +44,8 @@ class Outcome:
     caption: str | None  # of the clip; None where none was asked for or none is given
     clip: np.ndarray | None  # u8 [T H W 3]; the blocked card where a layer stopped a clip
     stopped_by: str | None  # a layer, None where nothing stopped it
-    scores: dict[str, float]  # of the layers that scored: "request", "caption", "clip"
+    scores: dict[str, float]  # hazard scores of the layers that ran: "request", "disguise", "caption", "clip"
+    verdicts: dict[str, bool]  # of every layer that ran, whether it would stop this; also of layers left out
     reply: Reply  # the model's own answer, for those who measure
 
 
@@ -60,11 +63,13 @@ class Guard:
         """
         replies = self.assistant.answer(dialogues)
         scores = [{"request": reply.hazard} for reply in replies]
+        verdicts: list[dict[str, bool]] = [{} for _ in replies]
         stopped: list[str | None] = [None] * len(replies)
         clips: list[np.ndarray | None] = [None] * len(replies)
         wanted = [reply.caption is not None for reply in replies]
 
         def stop(i: int, layer: str, when: bool) -> None:
+            verdicts[i][layer] = bool(when)
             if when and stopped[i] is None and layer in self.layers:
                 stopped[i] = layer
 
@@ -73,6 +78,10 @@ class Guard:
 
         for i, reply in enumerate(replies):
             stop(i, "request", reply.hazard > self.assistant.threshold)
+        for i, hazard in self.judge_disguises(dialogues).items():
+            scores[i]["disguise"] = hazard
+            stop(i, "disguise", hazard > self.assistant.threshold)
+        for i, reply in enumerate(replies):
             stop(i, "words", reply.caption is None and is_refusal(reply.text))
         for i, hazard in zip(going(), self.judge_captions([replies[i].caption for i in going()])):
             scores[i]["caption"] = hazard
@@ -84,9 +93,19 @@ class Guard:
             hazards, declined = self.judge_clips(videos)
             for i, video, shut, hazard, refused in zip(rendering, videos, closed, hazards, declined):
                 clips[i], scores[i]["clip"] = video, hazard
-                stop(i, "gate", bool(shut))
+                # the in-graph gate reads the same head at the same place, also where it is off
+                stop(i, "gate", bool(shut) or verdicts[i]["request"])
                 stop(i, "clip", hazard > self.assistant.threshold or refused)
-        return [self._outcome(*one) for one in zip(replies, wanted, stopped, clips, scores)]
+        return [self._outcome(*one) for one in zip(replies, wanted, stopped, clips, scores, verdicts)]
+
+    def judge_disguises(self, dialogues: Sequence[Sequence[Turn]]) -> dict[int, float]:
+        """By the number of a dialogue whose last turn may be disguised: the highest hazard score of its other readings."""
+        found = [(i, text) for i, dialogue in enumerate(dialogues) for text in readings(dialogue[-1].text)]
+        asked = [[*dialogues[i][:-1], dataclasses.replace(dialogues[i][-1], text=text)] for i, text in found]
+        highest: dict[int, float] = {}
+        for (i, _), reply in zip(found, self.assistant.answer(asked) if asked else ()):
+            highest[i] = max(highest.get(i, 0.0), reply.hazard)
+        return highest
 
     def judge_captions(self, captions: Sequence[str]) -> list[float]:
         """Hazard score of each caption, as a request for it would have."""
@@ -101,13 +120,13 @@ class Guard:
         replies = self.assistant.answer(asked)
         return [reply.hazard for reply in replies], [is_refusal(reply.text) for reply in replies]
 
-    def _outcome(self, reply: Reply, wanted: bool, stopped: str | None, clip: np.ndarray | None, scores: dict) -> Outcome:
+    def _outcome(self, reply: Reply, wanted: bool, stopped: str | None, clip, scores: dict, verdicts: dict) -> Outcome:
         if stopped is None:
-            return Outcome(reply.text, reply.caption, clip, None, scores, reply)
+            return Outcome(reply.text, reply.caption, clip, None, scores, verdicts, reply)
         text = reply.text if is_refusal(reply.text) else DECLINED
         shape = self.assistant.shape
         card = blocked_card(shape.target_frames, shape.target_size) if wanted else None
-        return Outcome(text, None, card, stopped, scores, reply)
+        return Outcome(text, None, card, stopped, scores, verdicts, reply)
 
 
 def is_refusal(text: str) -> bool:
