@@ -25,6 +25,7 @@ REQUIRES = [
     "onnx==1.23.2",
     "jinja2==3.1.6",
     "cryptography==50.0.2",
+    "scipy==1.17.1",
     "PyYAML==6.0.4",
 ]
 

@@ -55,6 +55,7 @@ def get_config(stage: str = "model") -> ConfigDict:
         del config.init["llm"]
         config.optimizer.adamw_towers = ("llm",)
     config.sample.update(rows=16)
+    config.evaluate = dict(captions=200, generations=32)
     config.train.update(steps=250, log_every=10, checkpoint_every=125)
     if stage == "safety":
         config.source = "data/emoji,data/talk,data/safety"

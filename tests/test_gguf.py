@@ -4,8 +4,11 @@ import gguf
 import numpy as np
 import pytest
 from test_weights_llm import FAMILIES, reference
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from g4v_jax.errors import UserError
+from g4v_jax.nn.rope import angles as rope_angles
 from g4v_jax.weights import tables
 from g4v_jax.weights.convert import import_tower
 from g4v_jax.weights.gguf import LAYER, TYPES, WHOLE, Gguf
@@ -45,7 +48,7 @@ def state() -> dict[str, np.ndarray]:
     return state
 
 
-def write(path, state, kind: str, architecture="llama", **extra) -> dict[str, np.ndarray]:
+def write(path, state, kind: str, architecture="llama", base=10_000.0, **extra) -> dict[str, np.ndarray]:
     """A GGUF file of the state, matrices quantised as `kind` -> what it holds, dequantised."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(2)
@@ -55,11 +58,14 @@ def write(path, state, kind: str, architecture="llama", **extra) -> dict[str, np
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(10_000.0)
+    writer.add_rope_freq_base(base)
     for key, value in extra.items():
         writer.add_string(key, value)
     quantization, held = gguf.GGMLQuantizationType[kind], {}
     for name, value in state.items():
+        if name == "rope_freqs.weight":
+            writer.add_tensor(name, value)
+            continue
         matrix = value.ndim == 2
         heads = {"q_proj": HEADS, "k_proj": KV_HEADS}.get(name.split(".")[-2])
         stored = permuted(value, heads) if heads and architecture == "llama" else value
@@ -108,6 +114,30 @@ def test_unpermuted_rows_are_what_transformers_computes_with(state, tmp_path):
         np.testing.assert_array_equal(source.read(name), state[name], err_msg=name)
     module = FAMILIES["llama"].module(**FAMILIES["llama"].fields(source.config))
     tables.load(FAMILIES["llama"], module, source)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama_3_scaling_is_found_in_the_factors_of_its_frequencies(state, tmp_path, factor):
+    """llama.cpp keeps what Llama 3's scaling divides each frequency by; transformers computes the same frequencies."""
+    rope = dict(rope_type="llama3", factor=factor, rope_theta=500_000.0, low_freq_factor=1.0, high_freq_factor=4.0)
+    rope |= dict(original_max_position_embeddings=8192)
+    config = LlamaConfig(hidden_size=DIM, num_attention_heads=HEADS, rope_parameters=rope, max_position_embeddings=131_072)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = 500_000.0 ** (-np.arange(0, DIM // HEADS, 2, dtype=np.float32) / (DIM // HEADS))
+    factors = (plain / scaled.numpy()).astype(np.float32)
+    assert factors.min() == pytest.approx(1) and factors.max() == pytest.approx(factor)
+    write(tmp_path / "x.gguf", state | {"rope_freqs.weight": factors}, "F32", base=500_000.0)
+    source = Gguf(tmp_path / "x.gguf")
+    assert source.config["rope_parameters"] == rope and set(source.names()) == state.keys()
+    module = FAMILIES["llama"].module(**FAMILIES["llama"].fields(source.config))
+    ours = rope_angles(np.array([1]), DIM // HEADS, module.rope_base, module.rope_scaling)
+    np.testing.assert_allclose(ours[0], scaled.numpy(), rtol=1e-5)
+
+
+def test_factors_of_no_published_scaling_are_refused(state, tmp_path):
+    write(tmp_path / "x.gguf", state | {"rope_freqs.weight": np.linspace(1, 3, 32, dtype=np.float32)}, "F32")
+    with pytest.raises(UserError, match="rope_freqs are not those of a published Llama 3"):
+        Gguf(tmp_path / "x.gguf").config
 
 
 def test_files_that_are_refused(state, tmp_path):
