@@ -39,17 +39,18 @@ def get_config(stage: str = "model") -> ConfigDict:
     config.data.records = "data/smol-records"
     config.tokenizer = dict(vocab_size=49_160, path="towers/smollm2")  # its words, and our marks
     config.model.vision = dict(sizes.DINOV2_SMALL, image_size=84, num_layers=8, unroll=8)
-    config.model.summarizer = dict(dim=192, mlp_dim=576, num_layers=2, num_heads=4, num_queries=8, unroll=2)
+    config.model.summarizer = dict(dim=192, mlp_dim=576, num_layers=2, num_heads=4, num_queries=8,
+                                   output_scale=0.1, unroll=2)
     lora = dict(lora=("q", "v"), lora_rank=16, lora_alpha=32.0)
     config.model.llm = dict(sizes.SMOLLM2_135M, added_tokens=8) | ({} if stage == "scratch" else lora)
     if stage == "autoencoder":
         return config
-    config.data.mixture = dict(caption=0.6, generate=0.3, dialogue=0.1)
+    config.data.mixture = dict(caption=0.55, generate=0.25, dialogue=0.2)
     config.data.shift = 4
     config.rows.update(rows=2, tokens=384, clips=4, targets=2, hazards=8)
     config.trainable = ("(?!autoencoder/|vision/|llm/).*", "llm/.*lora_[ab]", "llm/.*added.*")
     config.init = dict(llm="towers/smollm2", vision="towers/dinov2", autoencoder="runs/smol/autoencoder")
-    config.optimizer.multipliers = dict(denoiser=2.5, llm=0.5)
+    config.optimizer.multipliers = dict(denoiser=2.5, llm=0.1)  # 2e-4 for LoRA: more, and it talks worse
     if stage == "scratch":
         config.trainable = ("(?!autoencoder/|vision/).*",)
         del config.init["llm"]

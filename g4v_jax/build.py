@@ -182,6 +182,9 @@ class Build:
         if kind is Reconstruction and not isinstance(self.model.autoencoder, Autoencoder):
             raise UserError("config: objective 'reconstruction' trains only a model.autoencoder of kind 'blocks'")
         if kind is Joint:
+            for slots in ("clips", "targets"):
+                if not getattr(self.shape, slots):
+                    raise UserError(f"config: rows.{slots} is 0; objective 'joint' needs 1 at least, used or not")
             try:
                 process(self.model.denoiser.prediction, spec.time_shift)
             except ValueError as error:

@@ -151,6 +151,8 @@ def test_a_misspelt_name_is_refused_with_the_nearest(path, value, message):
         ("model.denoiser.image_dim", 8, "image-to-video denoisers can be imported, run and exported, not trained"),
         ("model.denoiser.kind", "dot", "model.denoiser.kind: unknown 'dot'; did you mean 'dit'"),
         ("model.summarizer.kind", "x", "model.summarizer.kind: unknown 'x'; known: abstractor, summarizer"),
+        ("rows.clips", 0, "rows.clips is 0; objective 'joint' needs 1 at least"),
+        ("rows.targets", 0, "rows.targets is 0; objective 'joint' needs 1 at least"),
         ("model.llm.dim", "wide", "model.llm.dim is 'wide'; expected int"),
         ("model.llm.dim", 32.5, "model.llm.dim is 32.5; expected int"),
         ("model.llm.tied", 1, "model.llm.tied is 1; expected bool"),

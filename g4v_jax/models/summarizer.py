@@ -41,7 +41,11 @@ class Block(nn.Module):
 
 
 class Summarizer(nn.Module):
-    """Clip features -> Q = num_queries + 1 summary tokens of the LLM's width."""
+    """Clip features -> Q = num_queries + 1 summary tokens of the LLM's width.
+
+    `output_scale` multiplies the tokens: a published LLM reads vectors as large as its words (rms 0.14 in SmolLM2), and
+    hardly learns from larger ones.
+    """
 
     dim: int
     mlp_dim: int
@@ -50,6 +54,7 @@ class Summarizer(nn.Module):
     num_queries: int
     llm_dim: int
     time_encoding: bool = True
+    output_scale: float = 1.0
     remat: str = "none"
     unroll: int = 1
 
@@ -87,6 +92,7 @@ class Summarizer(nn.Module):
         spatial, temporal = jnp.split(queries, 2, axis=1)
         tokens = Linear((self.llm_dim,), ("embed", None), name="spatial")(spatial)
         tokens = tokens + Linear((self.llm_dim,), ("embed", None), name="temporal")(temporal)
+        tokens = tokens * jnp.asarray(self.output_scale, tokens.dtype)
         end = table("end", (self.llm_dim,), ("embed",), 0.02)
         return jnp.concatenate([tokens, jnp.broadcast_to(end, (x.shape[0], 1, self.llm_dim))], axis=1)
 
