@@ -9,6 +9,7 @@
     g4v data talk --llm=towers/smollm2 --out=data/talk
     g4v data build --config=configs/smol.py
     g4v train --config=configs/smol.py:autoencoder --workdir=runs/smol/autoencoder
+    g4v train --config=configs/smol.py:align --workdir=runs/smol/align
     g4v train --config=configs/smol.py --workdir=runs/smol
     g4v eval --workdir=runs/smol
 
@@ -27,11 +28,13 @@ from ml_collections import ConfigDict
 
 from configs import emoji, sizes
 
-STAGES = ("model", "scratch", "safety", "autoencoder")
+STAGES = ("align", "model", "scratch", "safety", "autoencoder")
 
 
 def get_config(stage: str = "model") -> ConfigDict:
-    """`stage`: "autoencoder", "model", "scratch" (an LLM that starts from nothing) or "safety" (goes on from "model")."""
+    """`stage`: "autoencoder", "align" (the summarizer alone), "model", "scratch" (an LLM that starts from nothing) or
+    "safety" (goes on from "model").
+    """
     if stage not in STAGES:
         raise ValueError(f"argument {stage!r}; known: {', '.join(STAGES)}")
     config = emoji.get_config("autoencoder" if stage == "autoencoder" else "model")
@@ -49,15 +52,25 @@ def get_config(stage: str = "model") -> ConfigDict:
     config.data.shift = 4
     config.rows.update(rows=2, tokens=384, clips=4, targets=2, hazards=8)
     config.trainable = ("(?!autoencoder/|vision/|llm/).*", "llm/.*lora_[ab]", "llm/.*added.*")
-    config.init = dict(llm="towers/smollm2", vision="towers/dinov2", autoencoder="runs/smol/autoencoder")
+    config.init = dict(llm="towers/smollm2", vision="towers/dinov2", summarizer="runs/smol/align",
+                       autoencoder="runs/smol/autoencoder")
     config.optimizer.multipliers = dict(denoiser=2.5, llm=0.1)  # 2e-4 for LoRA: more, and it talks worse
     if stage == "scratch":
         config.trainable = ("(?!autoencoder/|vision/).*",)
-        del config.init["llm"]
+        del config.init["llm"], config.init["summarizer"]
         config.optimizer.adamw_towers = ("llm",)
     config.sample.update(rows=16)
     config.evaluate = dict(captions=200, generations=32)
     config.train.update(steps=250, log_every=10, checkpoint_every=125)
+    if stage == "align":
+        config.objective, config.losses, config.ema = "alignment", {}, ()
+        config.data.mixture = dict(caption=1.0)
+        config.rows.update(rows=4, tokens=384, clips=8, targets=1, hazards=8)
+        config.trainable = ("summarizer/.*", "queries", "llm/.*added.*")
+        config.init = dict(llm="towers/smollm2", vision="towers/dinov2")
+        config.optimizer.update(learning_rate=1e-3, warmup_steps=20)
+        config.optimizer.multipliers = {}
+        config.train.update(steps=500, log_every=25, checkpoint_every=500)
     if stage == "safety":
         config.source = "data/emoji,data/talk,data/safety"
         config.data.records = "data/smol-safety-records"

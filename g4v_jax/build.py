@@ -23,6 +23,7 @@ from g4v_jax.diffusion.process import process
 from g4v_jax.errors import UserError, nearest
 from g4v_jax.evals.run import EvalSpec
 from g4v_jax.infer.assistant import SampleSpec
+from g4v_jax.losses.alignment import Alignment, AlignmentSpec
 from g4v_jax.losses.joint import Joint, JointSpec
 from g4v_jax.losses.reconstruction import Reconstruction, ReconstructionSpec
 from g4v_jax.models.abstractor import Abstractor
@@ -47,7 +48,11 @@ TOWERS = {"vision", "summarizer", "llm", "conditioner", "autoencoder", "denoiser
 SUMMARIZERS = {"summarizer": Summarizer, "abstractor": Abstractor}  # of each table the first is the default
 AUTOENCODERS = {"blocks": Autoencoder, "kl": KLAutoencoder, "wan": WanAutoencoder}
 DENOISERS = {"dit": Denoiser, "unet3d": UNet3D}
-OBJECTIVES = {"joint": (Joint, JointSpec), "reconstruction": (Reconstruction, ReconstructionSpec)}
+OBJECTIVES = {
+    "joint": (Joint, JointSpec),
+    "reconstruction": (Reconstruction, ReconstructionSpec),
+    "alignment": (Alignment, AlignmentSpec),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +177,7 @@ class Build:
             raise UserError(f"config: rows.target_frames, rows.target_size: {error}") from None
 
     @cached_property
-    def objective(self) -> Joint | Reconstruction:
+    def objective(self) -> Joint | Reconstruction | Alignment:
         """What is minimised."""
         name = self.sections.objective
         if name not in OBJECTIVES:
@@ -189,7 +194,7 @@ class Build:
                 process(self.model.denoiser.prediction, spec.time_shift)
             except ValueError as error:
                 raise UserError(f"config: losses.time_shift: {error}") from None
-        return kind(self.model if kind is Joint else self.model.autoencoder, spec, self.latents)
+        return kind(self.model.autoencoder if kind is Reconstruction else self.model, spec, self.latents)
 
     @cached_property
     def precision(self) -> Precision:
