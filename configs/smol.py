@@ -6,7 +6,7 @@
     g4v import data/dinov2/vit_s_focus.onnx --out=towers/dinov2 --layers=8 --image_size=84 \
         --ignore='decoder\\..*' --ignore='encoder\\.layer\\.(8|9|10|11)\\..*'
     g4v data fetch emoji --packs=4 --out=data/emoji
-    g4v data talk --llm=towers/smollm2 --out=data/talk
+    g4v data talk --out=data/talk
     g4v data build --config=configs/smol.py
     g4v train --config=configs/smol.py:autoencoder --workdir=runs/smol/autoencoder
     g4v train --config=configs/smol.py:align --workdir=runs/smol/align
@@ -20,7 +20,7 @@
     g4v eval --workdir=runs/smol --records=data/smol-safety-records --out=runs/smol/before-safety
 
 Both imported towers stay frozen; LoRA, the summarizer, the conditioner and the denoiser learn. Beside clips it learns
-its own answers to ordinary questions, so that it still talks. `:scratch` is the same run with the LLM from nothing;
+to say of people's conversations what it said before (`losses.keep`), so that it still talks. `:scratch` is the same run with the LLM from nothing;
 `:safety` goes on from the run and learns to decline.
 """
 
@@ -50,6 +50,7 @@ def get_config(stage: str = "model") -> ConfigDict:
         return config
     config.data.mixture = dict(caption=0.55, generate=0.25, dialogue=0.2)
     config.data.shift = 4
+    config.losses.keep = 1.0
     config.rows.update(rows=2, tokens=384, clips=4, targets=2, hazards=8)
     config.trainable = ("(?!autoencoder/|vision/|llm/).*", "llm/.*lora_[ab]", "llm/.*added.*")
     config.init = dict(llm="towers/smollm2", vision="towers/dinov2", summarizer="runs/smol/align",
@@ -59,6 +60,7 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.trainable = ("(?!autoencoder/|vision/).*",)
         del config.init["llm"], config.init["summarizer"]
         config.optimizer.adamw_towers = ("llm",)
+        config.losses.keep, config.optimizer.multipliers.llm = 0.0, 0.5
     config.sample.update(rows=16)
     config.evaluate = dict(captions=200, generations=32)
     config.train.update(steps=250, log_every=10, checkpoint_every=125)

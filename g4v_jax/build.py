@@ -187,6 +187,8 @@ class Build:
         if kind is Reconstruction and not isinstance(self.model.autoencoder, Autoencoder):
             raise UserError("config: objective 'reconstruction' trains only a model.autoencoder of kind 'blocks'")
         if kind is Joint:
+            if spec.keep and not self.model.llm.lora:
+                raise UserError("config: losses.keep stays near the LLM with LoRA off, and model.llm.lora is empty; set it to 0")
             for slots in ("clips", "targets"):
                 if not getattr(self.shape, slots):
                     raise UserError(f"config: rows.{slots} is 0; objective 'joint' needs 1 at least, used or not")

@@ -46,6 +46,7 @@ class Batch:
     hazard_label: Array  # i32 [B E] 0 safe, 1 hazardous, -1 empty slot
     preference: Array  # f32 [B S] 1 on targets of the preferred answer, -1 on those of the rejected one, else 0
     preference_owner: Array  # i32 [B R] example id that holds a pair of answers, 0 empty slot
+    keep_weight: Array  # f32 [B S] which targets count for staying near the LLM that training started from
 
 
 @struct.dataclass

@@ -82,6 +82,7 @@ class Numbers:
             slot,
             weight,
             mask[:, :0],
+            zero,
         )
 
     def get_state(self):

@@ -10,6 +10,8 @@ from g4v_jax import trees
 from g4v_jax.build import Build
 from g4v_jax.data.pack import pair, single
 from g4v_jax.data.text import Render, Turn, dialogue
+from g4v_jax.errors import UserError
+from g4v_jax.losses.captioning import divergence
 from g4v_jax.losses.joint import Joint
 from g4v_jax.losses.preference import margins, preference, reference_logits
 
@@ -141,3 +143,24 @@ def _log_probability(build, batch, params) -> np.ndarray:
     log = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     picked = np.take_along_axis(log, batch.targets[..., None], 2)[..., 0]
     return (picked * (batch.caption_weight + batch.refusal_weight)).sum(1)
+
+
+def test_keep_is_the_divergence_from_the_llm_with_lora_off(build):
+    row = tiny.pack([[one(build, Turn("user", "hi", loss="keep"), Turn("assistant", "a dot", loss="keep"))]], build.shape)
+    logits, inputs = _logits(build, row)
+    term = divergence(reference_logits(build.model.llm, tiny.params()["llm"], inputs, row), logits, row.keep_weight)
+    ours, base = (np.asarray(jax.nn.log_softmax(x), np.float64) for x in (logits, _logits(build, row, _without_lora())[0]))
+    expected = (np.exp(base) * (base - ours)).sum(-1) * row.keep_weight
+    assert float(term.count) == row.keep_weight.sum() > 4 and expected.sum() > 1e-3
+    np.testing.assert_allclose(float(term.sum), expected.sum(), rtol=1e-4)
+    same = divergence(logits, logits, row.keep_weight)
+    assert abs(float(same.sum)) < 1e-5
+
+
+def test_without_keep_such_talk_is_learned_like_captions(build):
+    row = tiny.pack([[one(build, Turn("user", "hi", loss="keep"), Turn("assistant", "a dot", loss="keep"))]], build.shape)
+    plain = Build(tiny.config(losses__keep=0.0), tuple(jax.devices()[:1])).objective.counts(row)
+    kept = build.objective.counts(row)
+    assert float(plain["caption"]) == float(kept["keep"]) > 0 and float(plain["keep"]) == float(kept["caption"]) == 0
+    with pytest.raises(UserError, match="losses.keep stays near the LLM with LoRA off"):
+        Build(tiny.config(model__llm__lora=(), model__llm__lora_rank=0)).objective

@@ -56,7 +56,7 @@ def trained(build, step):
 def test_every_mixture_of_tasks_runs_in_one_program(build, step):
     state, frozen = tiny.state(build, build.optimizer)
     for mix in MIXES:
-        batch = tiny.batch(2, build.shape, mix)
+        batch = tiny.batch(3, build.shape, mix)  # with every kind of example in it
         with jax.set_mesh(build.mesh):
             state, metrics = step(state, frozen, tiny.put(batch, build))
         metrics = jax.device_get(metrics)

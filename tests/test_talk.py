@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from g4v_jax.data import records, sources, talk
+from g4v_jax.data import records, sources, talk, tasks
 from g4v_jax.data.text import Turn, dialogue
 from g4v_jax.errors import UserError
 from g4v_jax.evals import talk as evals
@@ -40,27 +40,26 @@ def collection(tmp_path, monkeypatch):
     return tmp_path / "out"
 
 
-def test_questions_are_answered_and_conversations_held_out(collection, tmp_path):
-    asked = []
-
-    def answer(questions):
-        asked.extend(questions)
-        return ["" if i == 0 else f"answer {i}" for i in range(len(questions))]
-
-    counts = talk.write(collection, answer, questions=10, held_out=4)
+def test_conversations_are_learned_and_held_out(collection, tmp_path):
+    counts = talk.write(collection, train=10, held_out=4)
     rows = [json.loads(line) for line in (collection / "dialogues.jsonl").read_text().splitlines()]
-    assert counts == {"train": 9, "validation": 4, "test": 4} and len(rows) == 17  # the first has no answer
-    held_out = [row for row in rows if row["split"] != "train"]
-    assert all([turn["text"] for turn in row["turns"]][1:] == ["many things", "yes", "no"] for row in held_out)
-    assert len(asked) == 10 and not set(asked) & {row["turns"][0]["text"] for row in held_out}
-    assert not any("see" in question for question in asked)
+    assert counts == {"train": 10, "validation": 4, "test": 4} and len(rows) == 18
+    assert all([turn["text"] for turn in row["turns"]][1:] == ["many things", "yes", "no"] for row in rows)
+    first = [row["turns"][0]["text"] for row in rows]
+    assert len(set(first)) == 18 and not any("see" in text for text in first)
     with pytest.raises(UserError, match="is there already"):
-        talk.write(collection, answer)
+        talk.write(collection)
     assert records.build(collection, tmp_path / "records")["records"] == {
         "test_dialogues": 4,
-        "train_dialogues": 9,
+        "train_dialogues": 10,
         "validation_dialogues": 4,
     }
+    record = next(iter(records.read(tmp_path / "records", "train", "dialogues")))
+    setting = tasks.Setting(tiny.tokenizer(), dataclasses.replace(tiny.build().shape, tokens=160), "train", None)
+    example = tasks.TASKS["dialogue"].build(record, np.random.default_rng(0), setting)
+    assert not example["caption_weight"].any() and not example["refusal_weight"].any()
+    kept = tiny.tokenizer().decode(example["targets"][example["keep_weight"] > 0])
+    assert kept == "".join(turn["text"] for turn in record.dialogue)  # both sides of the talk
 
 
 def by_hand(assistant, params: dict, turns: list[Turn]) -> tuple[float, int]:
@@ -79,7 +78,7 @@ def by_hand(assistant, params: dict, turns: list[Turn]) -> tuple[float, int]:
 
 
 def test_perplexity_beside_the_llm_with_lora_off(collection, tmp_path):
-    talk.write(collection, lambda questions: ["fine"] * len(questions), held_out=4)
+    talk.write(collection, held_out=4)
     records.build(collection, tmp_path / "records")
     build = tiny.build()
     shape = dataclasses.replace(build.shape, tokens=160)

@@ -29,12 +29,13 @@ TERMS = {  # of the joint objective -> the task it comes from
     "hazard": "safety",
     "blocked": "safety",
     "preference": "safety",
+    "keep": "caption",
 }
 WORDS = ("red", "hi", "a dot", "go up", "no", "blue")
 DANGERS = ("gun", "bomb", "fire")
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 KINDS = {
-    "caption": ("watch", "compare"),
+    "caption": ("watch", "compare", "chat"),
     "generate": ("render", "render"),
     "safety": ("refuse_clip", "refuse_request", "blocked", "harmless", "prefer"),
 }
@@ -100,7 +101,7 @@ def config(**changes) -> ConfigDict:
             "ema": ("denoiser/.*", "queries"),
             "optimizer": {"learning_rate": 0.01, "warmup_steps": 5, "schedule": "constant"},
             "step": {"ema_decay": 0.9},
-            "losses": {"drop_rate": 0.3},
+            "losses": {"drop_rate": 0.3, "keep": 0.1},
             "train": {"steps": 100},
         }
     )
@@ -203,6 +204,7 @@ def turns(kind: str, rng: np.random.Generator, shape: RowShape, label: bool) -> 
     return {
         "watch": lambda: [Turn("user", asked, [clip()], hazard=safe), Turn("assistant", said)],
         "compare": lambda: [Turn("user", "", [clip(), clip()], hazard=safe), Turn("assistant", said)],
+        "chat": lambda: [Turn("user", asked, loss="keep"), Turn("assistant", said, loss="keep")],
         "render": lambda: [Turn("user", asked, hazard=safe), Turn("assistant", render=render(), loss=None)],
         "refuse_clip": lambda: [Turn("user", "", [clip()], hazard=hazardous), Turn("assistant", "no", loss="refusal")],
         "refuse_request": lambda: [Turn("user", danger, hazard=hazardous), Turn("assistant", "no", loss="refusal")],
@@ -211,7 +213,7 @@ def turns(kind: str, rng: np.random.Generator, shape: RowShape, label: bool) -> 
             Turn("assistant", render=render(blocked=True), loss=None),
         ],
         "harmless": lambda: [Turn("user", asked, hazard=safe), Turn("assistant", said, loss=None)],
-        "prefer": lambda: [Turn("user", asked, hazard=safe), Turn("assistant", said)],
+        "prefer": lambda: [Turn("user", danger, hazard=hazardous), Turn("assistant", said, loss="refusal")],
     }[kind]()
 
 

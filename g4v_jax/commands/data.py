@@ -44,21 +44,17 @@ TOGETHER = 16  # questions answered at a time
 
 
 def talk(arguments: list[str]) -> None:
-    """Write ordinary talk into --out: an imported LLM's own answers to train on, people's conversations held out."""
+    """Write ordinary talk into --out: people's conversations, to train on and held out."""
 
     def extra(values: flags.FlagValues) -> None:
         flags.DEFINE_string("out", None, "Folder for dialogues.", flag_values=values)
-        flags.DEFINE_string("llm", None, "Folder of the imported LLM that answers.", flag_values=values)
-        flags.DEFINE_integer("questions", 800, "To train on.", lower_bound=1, flag_values=values)
 
     values, _ = parse("data talk", arguments, extra=extra, config=False, json=True)
-    if not values.llm or not values.out:
-        raise UserError("data talk: say who answers and where: g4v data talk --llm=towers/smollm2 --out=data/talk")
+    if not values.out:
+        raise UserError("data talk: say where: g4v data talk --out=data/talk")
     from g4v_jax.data import talk
 
-    answers = _answerer(values.llm)
-    # an answer that was cut off is left out: it would teach never to end
-    summary = talk.write(values.out, lambda asked: [text if ended else "" for text, ended in answers(asked)], values.questions)
+    summary = talk.write(values.out)
     print(f"{values.out}: {summary}")
     write_json(values.json, summary)
 

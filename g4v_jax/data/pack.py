@@ -65,6 +65,7 @@ FEATURES = {
     "gen_blocked": _Feature("targets", np.bool_),  # [g]
     "hazard_position": _Feature("hazards", np.int32),  # [e]
     "hazard_label": _Feature("hazards", np.int32, -1),  # [e]
+    "keep_weight": _Feature("tokens", np.float32),  # [s]
     "preference": _Feature("tokens", np.float32),  # [s]
     "offset": _Feature("tokens", np.int32),  # [s] where the dialogue that a token belongs to begins in the example
     "pairs": _Feature("preferences", np.int32),  # [r] zeros: that the example holds a pair of answers
@@ -79,7 +80,7 @@ def _trailing(name: str, shape: RowShape) -> tuple[int, ...]:
 def example(shape: RowShape, **features) -> Example:
     """Complete an example: absent features become empty, given ones are checked against the row.
 
-    "preference" and "offset" may be left out of an example with tokens: both are then zeros.
+    "keep_weight", "preference" and "offset" may be left out of an example with tokens: they are then zeros.
 
     Raises UserError where the example needs more tokens or slots than a row has, or frames of another size.
     """
@@ -87,7 +88,7 @@ def example(shape: RowShape, **features) -> Example:
         if name not in FEATURES:
             raise ValueError(f"example: unknown feature {name!r}{nearest(name, FEATURES)}")
     blank = np.zeros(len(features.get("tokens", ())))
-    features = {"preference": blank, "offset": blank} | features
+    features = {"keep_weight": blank, "preference": blank, "offset": blank} | features
     complete = {}
     for name, feature in FEATURES.items():
         trailing, capacity = _trailing(name, shape), getattr(shape, feature.capacity)
@@ -119,13 +120,14 @@ def pair(chosen: Example, rejected: Example, shape: RowShape) -> Example:
     begins = int(same.sum()) - 1  # the place whose target is the first token that differs
 
     def side(one: Example) -> np.ndarray:
-        weight = one["caption_weight"] + one["refusal_weight"]
+        weight = one["caption_weight"] + one["refusal_weight"] + one["keep_weight"]
         return (weight > 0) & (np.arange(len(weight)) >= begins)
 
-    silent = {name: np.zeros(second) for name in ("caption_weight", "refusal_weight")}
+    weights = ("caption_weight", "refusal_weight", "keep_weight")
+    silent = {name: np.zeros(second) for name in weights}
     both = {
         name: np.concatenate([chosen[name], (rejected | silent)[name]])
-        for name in ("tokens", "targets", "caption_weight", "refusal_weight", "clip_index", "query_index")
+        for name in ("tokens", "targets", *weights, "clip_index", "query_index")
     }
     preference = np.concatenate([side(chosen).astype(np.float32), -side(rejected).astype(np.float32)])
     offset = np.repeat([0, first], [first, second])
@@ -201,6 +203,7 @@ def to_batch(packed: dict[str, np.ndarray], shape: RowShape) -> Batch:
         hazard_label=packed["hazard_label"],
         preference=packed["preference"],
         preference_owner=packed["pairs_segment_ids"],
+        keep_weight=packed["keep_weight"],
     )
 
 

@@ -1,63 +1,44 @@
-"""Ordinary talk, for an LLM that must not forget how: people's conversations, and its own answers to their questions.
+"""Ordinary talk, for an LLM that must not forget how: people's conversations.
 
-May hold the reading of the collection and the writing of `dialogues.jsonl`; who answers is given as a function.
-
-The training split pairs questions that people asked each other with what the LLM itself answers before training: learning
-its own words changes least of it. The held-out splits are conversations as people wrote them, from other talks, so that
-perplexity on them measures how ordinary language is kept. Source: chitchat-dataset (MIT), 7,168 talks.
+May hold the reading of the collection and the writing of `dialogues.jsonl`. Training splits and held-out ones are
+different talks, so that perplexity on the latter measures how ordinary language is kept. Source: chitchat-dataset (MIT),
+7,168 talks.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from g4v_jax.data import sources
 from g4v_jax.errors import UserError
 
-QUESTION = (20, 120)  # characters of a question that is asked anew
-TURN = 300  # characters of a turn of a held-out conversation, at most
-TURNS = 6  # of a held-out conversation, at most; at least two thirds of them
+TURN = 300  # characters of a turn, at most
+TURNS = 6  # of a conversation, at most; at least two thirds of them
 PLAIN = re.compile(r"[\x20-\x7e\u2018\u2019\u201c\u201d]+")
 ODD = re.compile(r"https?:|www\.|@\w|<|>")
-KIND = "talk"
+KIND = "conversation"
 
 
-def write(
-    directory: str | os.PathLike,
-    answer: Callable[[Sequence[str]], Sequence[str]],
-    questions: int = 800,
-    held_out: int = 120,
-) -> dict:
-    """Make `directory`/dialogues.jsonl: `questions` answered ones to train on, `held_out` conversations a held-out split.
+def write(directory: str | os.PathLike, train: int = 2000, held_out: int = 120) -> dict:
+    """Make `directory`/dialogues.jsonl: `train` conversations to train on, `held_out` in each held-out split, or all there are.
 
-    `answer` gives a text for each question, "" to leave it out. Returns {"train", "validation", "test"} counts. Raises
-    UserError where the folder holds them already, and all that `sources.bring_file` raises.
+    Returns {"train", "validation", "test"} counts. Raises UserError where the folder holds them already, and all that
+    `sources.bring_file` raises.
     """
     directory = Path(directory)
     out = directory / "dialogues.jsonl"
     if out.exists():
         raise UserError(f"{out} is there already; choose another --out")
-    talks = _talks(sources.bring_file(sources.CHITCHAT, directory / "archives"))
-    asked: dict[str, str] = {}  # by its words, so that none is asked twice
-    rows, counts = [], {"train": 0, "validation": 0, "test": 0}
-    for name, turns in talks:
+    wanted = {"train": train, "validation": held_out, "test": held_out}
+    rows, counts = [], dict.fromkeys(wanted, 0)
+    for name, turns in _talks(sources.bring_file(sources.CHITCHAT, directory / "archives")):
         split = _split_of(name)
-        if split == "train":
-            for text in turns:
-                if QUESTION[0] <= len(text) <= QUESTION[1] and text.endswith("?"):
-                    asked.setdefault(" ".join(re.findall(r"\w+", text.lower())), text)
-        elif counts[split] < held_out and len(turns) >= TURNS * 2 // 3:
-            turns = turns[: min(TURNS, len(turns) // 2 * 2)]
-            rows.append(_row(turns, split))
+        if counts[split] < wanted[split] and len(turns) >= TURNS * 2 // 3:
+            rows.append(_row(turns[: min(TURNS, len(turns) // 2 * 2)], split))
             counts[split] += 1
-    chosen = sorted(asked.values(), key=_hash)[:questions]
-    for text, reply in zip(chosen, answer(chosen)):
-        if reply:
-            rows.append(_row([text, reply], "train"))
-            counts["train"] += 1
     partial = out.with_suffix(".partial")
     partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     partial.replace(out)

@@ -13,6 +13,7 @@ import numpy as np
 
 from g4v_jax.data.pack import Example, RowShape, example, pair
 from g4v_jax.data.records import Record
+from g4v_jax.data.talk import KIND
 from g4v_jax.data.text import PAD, Clip, Render, Tokenizer, Turn, dialogue
 from g4v_jax.data.world import draw
 from g4v_jax.data.world.phrases import COMPLIANCES, QUESTIONS, REFUSALS, REQUESTS, pick
@@ -100,17 +101,17 @@ def prefer(record: Record, rng: np.random.Generator, setting: Setting) -> Exampl
 
 
 def _turns(record: Record, rng: np.random.Generator, setting: Setting) -> list[Turn]:
-    turns = []
+    turns, kept = [], "keep" if record.kind == KIND else None
     for number, turn in enumerate(record.dialogue):
         last = number >= len(record.dialogue) - 2
         if turn["role"] == "user":
             clips = [setting.watched(record, rng, turn["video"])] if "video" in turn else []
-            turns.append(Turn("user", turn["text"], clips=clips, hazard=int(record.hazard) if last else -1))
+            turns.append(Turn("user", turn["text"], clips=clips, hazard=int(record.hazard) if last else -1, loss=kept))
         else:
             render = turn.get("render")
             if render:
                 render = Render(render["caption"], setting.rendered(record, render["video"]))
-            loss = "refusal" if last and record.hazard else "caption"
+            loss = kept or ("refusal" if last and record.hazard else "caption")
             turns.append(Turn("assistant", turn["text"], render=render, loss=loss))
     return turns
 

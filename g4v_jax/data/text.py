@@ -124,7 +124,8 @@ class Turn:
     clips: Sequence[Clip] = ()
     render: Render | None = None
     hazard: int = -1  # of a user turn: 0 safe, 1 hazardous, -1 not labelled
-    loss: str | None = "caption"  # the loss that an assistant turn's words count for: "caption", "refusal" or None
+    # the loss that an assistant turn's words count for: "caption", "refusal", "keep" or None; a user's count for "keep" alone
+    loss: str | None = "caption"
 
 
 @dataclass
@@ -167,7 +168,8 @@ def dialogue(
             for clip in turn.clips:
                 pieces.append(_Piece([ids[CLIP]] * shape.summary_tokens, clip=len(clips) * shape.summary_tokens))
                 clips.append(clip)
-            pieces += [_Piece(tokenizer.encode(turn.text), cuttable=True), _Piece(marks["user_end"])]
+            kept = "keep" if turn.loss == "keep" else None
+            pieces += [_Piece(tokenizer.encode(turn.text), loss=kept, cuttable=True), _Piece(marks["user_end"])]
             if turn.hazard >= 0:
                 hazards.append((len(pieces) - 1, turn.hazard))
             if unfinished:
@@ -202,6 +204,7 @@ def dialogue(
         targets=np.append(tokens[1:], 0),
         caption_weight=losses == "caption",
         refusal_weight=losses == "refusal",
+        keep_weight=losses == "keep",
         clip_index=_runs([piece.clip for piece in pieces], lengths),
         query_index=_runs([piece.query for piece in pieces], lengths),
         clips=[frames for frames, _ in clips],

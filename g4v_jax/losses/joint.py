@@ -6,6 +6,7 @@
     hazard      is this turn hazardous?                             safety
     blocked     the same toward the blocked card                    safety
     preference  the preferred answer over the rejected one          safety
+    keep        next token of ordinary talk, as the LLM had it      captioning
 """
 
 import dataclasses
@@ -15,15 +16,15 @@ import jax.numpy as jnp
 
 from g4v_jax.diffusion import flow
 from g4v_jax.diffusion.process import process
-from g4v_jax.losses.captioning import cross_entropy
+from g4v_jax.losses.captioning import cross_entropy, divergence
 from g4v_jax.losses.generation import flow_matching
 from g4v_jax.losses.preference import preference, reference_logits
 from g4v_jax.losses.safety import detection, detection_count
-from g4v_jax.models.gpt4video import GPT4Video, Outputs
+from g4v_jax.models.gpt4video import GPT4Video
 from g4v_jax.types import Array, Batch, Term
 
 
-TERMS = ("caption", "generation", "refusal", "hazard", "blocked", "preference")
+TERMS = ("caption", "generation", "refusal", "hazard", "blocked", "preference", "keep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class JointSpec:
     blocked: float = 1.0
     preference: float = 1.0
     preference_beta: float = 0.1  # nats of margin count for so much
+    keep: float = 0.0  # needs an LLM with LoRA; 0: ordinary talk is learned like captions
     hazard_positive_weight: float = 1.0
     time_shift: float = 1.0  # of the flow's times toward noise
     drop_rate: float = 0.1  # of conditions, for classifier-free guidance
@@ -69,28 +71,31 @@ class Joint:
     def counts(self, batch: Batch) -> dict[str, Array]:
         """Counts of the terms below, from the masks alone."""
         return {
-            "caption": jnp.sum(batch.caption_weight),
+            "caption": jnp.sum(self._captions(batch)),
             "generation": jnp.sum(batch.gen_mask & ~batch.gen_blocked).astype(jnp.float32),
             "refusal": jnp.sum(batch.refusal_weight),
             "hazard": detection_count(batch.hazard_label, self.spec.hazard_positive_weight),
             "blocked": jnp.sum(batch.gen_mask & batch.gen_blocked).astype(jnp.float32),
             "preference": jnp.sum(batch.preference_owner > 0).astype(jnp.float32),
+            "keep": jnp.sum(batch.keep_weight) if self.spec.keep else jnp.zeros(()),
         }
 
     def terms(self, params: dict, batch: Batch, draws: flow.Draws, dropout: Array) -> dict[str, Term]:
         """Sum and count of each term."""
         out = self.model.apply({"params": params}, batch, draws, rngs={"dropout": dropout})
+        pairs = batch.preference_owner.shape[1] > 0
+        # a second pass of the LLM, only where a term may need it
+        base = reference_logits(self.model.llm, params["llm"], out.inputs, batch) if pairs or self.spec.keep else None
+        none = Term(jnp.zeros(()), jnp.zeros(()))
         return {
-            "caption": cross_entropy(out.logits, batch.targets, batch.caption_weight),
+            "caption": cross_entropy(out.logits, batch.targets, self._captions(batch)),
             "generation": flow_matching(out.velocity, out.velocity_target, batch.gen_mask & ~batch.gen_blocked),
             "refusal": cross_entropy(out.logits, batch.targets, batch.refusal_weight),
             "hazard": detection(out.hazard_logits, batch.hazard_label, self.spec.hazard_positive_weight),
             "blocked": flow_matching(out.velocity, out.velocity_target, batch.gen_mask & batch.gen_blocked),
-            "preference": self._preference(params["llm"], out, batch),
+            "preference": preference(out.logits, base, batch, self.spec.preference_beta) if pairs else none,
+            "keep": divergence(base, out.logits, batch.keep_weight) if self.spec.keep else none,
         }
 
-    def _preference(self, llm: dict, out: Outputs, batch: Batch) -> Term:
-        if not batch.preference_owner.shape[1]:  # rows without slots for pairs need no second pass of the LLM
-            return Term(jnp.zeros(()), jnp.zeros(()))
-        reference = reference_logits(self.model.llm, llm, out.inputs, batch)
-        return preference(out.logits, reference, batch, self.spec.preference_beta)
+    def _captions(self, batch: Batch) -> Array:
+        return batch.caption_weight if self.spec.keep else batch.caption_weight + batch.keep_weight
