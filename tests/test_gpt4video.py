@@ -14,7 +14,7 @@ def whole(model):
     build = tiny.build()
     shape = build.shape
     batch = tiny.batch(0, shape)
-    draws = build.objective.draw(jax.random.split(jax.random.key(2), shape.rows))
+    draws = build.objective.draw(jax.random.split(jax.random.key(5), shape.rows))
 
     def everything(m, batch, draws):
         reading = m.read(batch)
