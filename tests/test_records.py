@@ -134,7 +134,7 @@ def test_bad_videos_are_skipped_counted_and_listed(tmp_path, caplog):
     assert "5 records skipped" in caplog.text
     for video in (source / "clips").iterdir():
         video.write_bytes(b"noise")
-    with pytest.raises(UserError, match="not one usable record of 10; the first fault: .*clips/"):
+    with pytest.raises(UserError, match=f"not one usable record of 10; the first fault: {source}/clips/"):
         records.build(source, tmp_path / "records")
     assert records.splits(tmp_path / "records") == summary["records"]  # the old ones are still there
 

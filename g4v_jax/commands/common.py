@@ -36,16 +36,16 @@ def write_json(path: str | None, value: dict) -> None:
 
 
 def open_run(workdir: str):
-    """(build, assistant) of a trained run. Raises UserError where there is none."""
+    """(build, assistant, step of its weights) of a trained run. Raises UserError where there is none."""
     from g4v_jax.build import Build
     from g4v_jax.data.text import Tokenizer
     from g4v_jax.infer.assistant import Assistant
     from g4v_jax.train.saved import SavedRun
 
-    build = Build(configs.load(workdir))
+    build, saved = Build(configs.load(workdir)), SavedRun(workdir)
     assistant = Assistant(
         model=build.model,
-        params=SavedRun(workdir).load(build.blueprint.shapes),
+        params=saved.load(build.blueprint.shapes),
         tokenizer=Tokenizer.load(Path(workdir) / "tokenizer.json"),
         shape=build.shape,
         spec=build.sample,
@@ -54,7 +54,7 @@ def open_run(workdir: str):
     threshold = threshold_file(workdir)
     if threshold.exists():
         assistant.threshold = float(json.loads(threshold.read_text())["threshold"])
-    return build, assistant
+    return build, assistant, saved.step
 
 
 def open_llm(folder: str):

@@ -39,10 +39,6 @@ def fetch(arguments: list[str]) -> None:
     write_json(values.json, summary)
 
 
-ANSWER = 64  # tokens of an answer to learn from, at most
-TOGETHER = 16  # questions answered at a time
-
-
 def talk(arguments: list[str]) -> None:
     """Write ordinary talk into --out: people's conversations, to train on and held out."""
 
@@ -82,6 +78,10 @@ def safety(arguments: list[str]) -> None:
     summary = safety_set.write(values.out, answer if answers else None, values.seed)
     print(f"{values.out}: {summary['harmful']} harmful, {summary['harmless']} harmless; see card.json and README.md there")
     write_json(values.json, summary)
+
+
+ANSWER = 64  # tokens of an answer to learn from, at most
+TOGETHER = 16  # questions answered at a time
 
 
 def _answerer(llm: str):

@@ -32,7 +32,7 @@ def evaluate(arguments: list[str]) -> None:
     if values.records and not values.out:
         raise UserError("eval: --records needs --out: the run's folder keeps the report of its own records")
     if values.suite == "attack":
-        build, assistant = open_run(values.workdir)
+        build, assistant, _ = open_run(values.workdir)
         out.mkdir(parents=True, exist_ok=True)
         figures = run.attack(assistant, values.records or build.pipeline.records, build.evaluation, out)
         print(run.table(figures))
@@ -43,7 +43,7 @@ def evaluate(arguments: list[str]) -> None:
         figures = {name: Figure(**figure) for name, figure in json.loads(report.read_text()).items()}
         print(f"{out}: already evaluated (--again measures again)")
     else:
-        build, assistant = open_run(values.workdir)
+        build, assistant, _ = open_run(values.workdir)
         out.mkdir(parents=True, exist_ok=True)
         figures = run.evaluate(assistant, values.records or build.pipeline.records, build.evaluation, out)
         if "safety/threshold" in figures and not values.records:

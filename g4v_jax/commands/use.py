@@ -26,7 +26,7 @@ def caption(arguments: list[str]) -> None:
     from g4v_jax.data.text import Turn
     from g4v_jax.data.video import decode
 
-    build, assistant = open_run(values.workdir)
+    build, assistant, _ = open_run(values.workdir)
     shape = build.shape
     clips = [decode(path, shape.clip_frames, shape.clip_size, path) for path in videos]
     replies = _answer(assistant, [[Turn("user", values.question, clips=[clip])] for clip in clips])
@@ -132,12 +132,11 @@ class _Desk:
     def __init__(self, values: flags.FlagValues):
         from g4v_jax.infer.guard import Guard
         from g4v_jax.provenance.delivery import open_secrets
-        from g4v_jax.train.saved import SavedRun
 
-        _, assistant = open_run(values.workdir)
+        _, assistant, step = open_run(values.workdir)
         self.guard = Guard(assistant)
         self.audit = Path(values.audit or Path(values.workdir) / "audit.jsonl")
-        self.run = {"workdir": str(values.workdir), "step": SavedRun(values.workdir).step}
+        self.run = {"workdir": str(values.workdir), "step": step}
         self.secrets = open_secrets(values.secrets or Path(values.workdir) / "secrets")
 
     def respond(self, dialogue, seed: int):

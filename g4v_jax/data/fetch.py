@@ -5,7 +5,6 @@ directory)` one that evaluation takes.
 May hold one function for each collection that turns its archives into mp4 files, `captions.jsonl` and splits.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -23,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from g4v_jax.data import sources, video
+from g4v_jax.data.folder import split_of, write_lines
 from g4v_jax.errors import UserError, nearest
 
 FORMAT = 2  # of a fetched folder; raise it when its clips change
@@ -85,9 +85,7 @@ def _emoji(directory: Path, packs: int, size: int, processes: int) -> dict:
             path = sources.bring(pack, directory / "archives")
             rows += _convert(pool, path, names, directory, size)
     rows.sort(key=lambda row: row["video"])
-    partial = directory / "captions.jsonl.partial"
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(directory / "captions.jsonl")
+    write_lines(directory / "captions.jsonl", rows)
     summary = {
         "clips": dict(Counter(row["split"] for row in rows)),
         "hazards": sum(row["hazard"] for row in rows),
@@ -181,16 +179,10 @@ def _row(points: str, name: _Name) -> dict:
         "video": f"clips/{points}.mp4",
         "caption": f"an animated emoji of {label}",
         "paraphrases": paraphrases,
-        "split": _split_of(name.base),
+        "split": split_of(name.base),  # a skin-tone variant never straddles splits
         "hazard": name.base in HAZARDS,
         "attributes": {"base": name.base, "tone": name.tone, "group": name.group},
     }
-
-
-def _split_of(base: str) -> str:
-    """80 % train, 10 % validation, 10 % test of the base emoji: a skin-tone variant never straddles splits."""
-    place = int(hashlib.sha256(base.encode()).hexdigest(), 16) % 100
-    return "train" if place < 80 else "validation" if place < 90 else "test"
 
 
 def _frame_count(data: bytes, name: str) -> int:

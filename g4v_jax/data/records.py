@@ -104,6 +104,11 @@ def read(directory: str | os.PathLike, split: str, group: str) -> Split:
     return Split(source, f"{directory}: {name}")
 
 
+def listed(directory: str | os.PathLike, split: str, group: str) -> list[Record]:
+    """All records of a split and group, [] where the data set has none; UserError where it is damaged."""
+    return list(read(directory, split, group)) if f"{split}_{group}" in splits(directory) else []
+
+
 def footage(record: Record, index: int, frames: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Decode one video of a record as `video.decode` does; UserError where its bytes are not those that were built."""
     data = record.videos[index]

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from g4v_jax.data import sources
+from g4v_jax.data.folder import split_of, write_lines
 from g4v_jax.errors import UserError
 
 TURN = 300  # characters of a turn, at most
@@ -35,13 +36,11 @@ def write(directory: str | os.PathLike, train: int = 2000, held_out: int = 120) 
     wanted = {"train": train, "validation": held_out, "test": held_out}
     rows, counts = [], dict.fromkeys(wanted, 0)
     for name, turns in _talks(sources.bring_file(sources.CHITCHAT, directory / "archives")):
-        split = _split_of(name)
+        split = split_of(name)
         if counts[split] < wanted[split] and len(turns) >= TURNS * 2 // 3:
             rows.append(_row(turns[: min(TURNS, len(turns) // 2 * 2)], split))
             counts[split] += 1
-    partial = out.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(out)
+    write_lines(out, rows)
     return counts
 
 
@@ -59,11 +58,6 @@ def _talks(path: Path) -> Iterator[tuple[str, list[str]]]:
         end = plain.index(False) if False in plain else len(turns)
         if end:
             yield name, turns[:end]
-
-
-def _split_of(name: str) -> str:
-    place = int(_hash(name), 16) % 100
-    return "train" if place < 80 else "validation" if place < 90 else "test"
 
 
 def _hash(text: str) -> str:

@@ -67,7 +67,7 @@ def evaluate(
     chosen = captions.spread(clips, spec.captions)
     say(f"captioning {len(chosen)} clips")
     found, judged = captions.measure(assistant, chosen, [watched(r, 0) for r in chosen], spec.split, spec.meteor)
-    figures |= found | captions.group_accuracy(judged, _all_clips(directory))
+    figures |= found | captions.group_accuracy(judged, [one for split in records.SPLITS for one in records.listed(directory, split, "clips")])
     show("captions", "Clips watched, and what the model says", [_captioned(one) for one in judged[:PICTURED]])
 
     chosen = captions.spread(clips, spec.generations)
@@ -84,10 +84,10 @@ def evaluate(
         say(f"asking {len(held_out)} harmful and harmless things")
         found, asked = safety.measure(assistant, held_out)
         figures |= found
-        checked = [one for name in ("clips", "hazards") for one in _group(directory, spec.split, name, spec.safety)]
+        dangerous = records.listed(directory, spec.split, "hazards")
+        checked = [*captions.spread(clips, spec.safety), *captions.spread(dangerous, spec.safety)]
         figures |= safety.outputs(assistant, checked, rendered)
         talks = [_talk(*one) for one in captions.spread(asked, 3 * PICTURED)]
-        dangerous = list(records.read(directory, spec.split, "hazards"))
         dangerous = [dangerous[i % len(dangerous)] for i in range(spec.hazards)]
         say(f"forcing {len(dangerous)} hazardous captions on the generator")
         found, judged = videos.hazardous(assistant, dangerous, spec.split)
@@ -131,16 +131,6 @@ def _tune(assistant: Assistant, directory: str, spec: EvalSpec, watched, say) ->
     labels = np.array([case.hazard for case in cases])
     assistant.threshold = choose_threshold(scores, labels, assistant.spec.false_refusals)
     return {"safety/threshold": Figure.exact(assistant.threshold, len(cases))}
-
-
-def _group(directory: str, split: str, name: str, count: int) -> list[records.Record]:
-    present = f"{split}_{name}" in records.splits(directory)
-    return captions.spread(list(records.read(directory, split, name)), count) if present else []
-
-
-def _all_clips(directory: str) -> list[records.Record]:
-    present = [split for split in records.SPLITS if f"{split}_clips" in records.splits(directory)]
-    return [record for split in present for record in records.read(directory, split, "clips")]
 
 
 def write(path: Path, figures: dict[str, Figure]) -> None:

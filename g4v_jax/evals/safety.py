@@ -33,12 +33,7 @@ def cases(directory: str, split: str, count: int, footage, per_kind: int = 0) ->
     `footage(record, video) -> Clip`. About `count` of each group, of dialogues twice as many, or `per_kind` of each kind
     of them; [] where the data set has no hazards.
     """
-    present = records.splits(directory)
-
-    def group(name: str) -> list[Record]:
-        return list(records.read(directory, split, name)) if f"{split}_{name}" in present else []
-
-    hazards, clips, dialogues = group("hazards"), group("clips"), group("dialogues")
+    hazards, clips, dialogues = (records.listed(directory, split, name) for name in ("hazards", "clips", "dialogues"))
     if not hazards and not any(record.hazard for record in dialogues):
         return []
     found = []
@@ -63,9 +58,7 @@ def cases(directory: str, split: str, count: int, footage, per_kind: int = 0) ->
 
 def harmful_requests(directory: str, split: str) -> list[str]:
     """The harmful requests of a split that are one turn of words alone."""
-    if f"{split}_dialogues" not in records.splits(directory):
-        return []
-    found = [one for one in records.read(directory, split, "dialogues") if one.hazard and len(one.dialogue) == 2]
+    found = [one for one in records.listed(directory, split, "dialogues") if one.hazard and len(one.dialogue) == 2]
     return [one.dialogue[0]["text"] for one in found if "video" not in one.dialogue[0]]
 
 

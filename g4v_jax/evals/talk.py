@@ -30,10 +30,7 @@ def measure(assistant: Assistant, directory: str, split: str) -> dict[str, Figur
     which is the LLM that it started from, and "talk/perplexity_ratio" the first over the second (intervals by
     bootstrap over talks).
     """
-    present = records.splits(directory)
-    if f"{split}_dialogues" not in present:
-        return {}
-    talks = [record for record in records.read(directory, split, "dialogues") if record.kind == KIND]
+    talks = [record for record in records.listed(directory, split, "dialogues") if record.kind == KIND]
     if not talks:
         return {}
     dialogues = [[Turn(turn["role"], turn["text"]) for turn in record.dialogue] for record in talks]

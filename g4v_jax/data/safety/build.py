@@ -22,10 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
+from g4v_jax.data.folder import write_lines
 from g4v_jax.data.safety import answers, card, harmful, harmless
 from g4v_jax.data.world.attributes import LOOKALIKES
 from g4v_jax.data.world.make import make as make_world
-from g4v_jax.data.world.phrases import QUESTIONS, REFUSALS, pick
+from g4v_jax.data.world.phrases import QUESTIONS, REFUSALS, pick, sentence
 from g4v_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -62,8 +63,8 @@ def write(directory: str | os.PathLike, answer: Answer | None = None, seed: int 
         if row["video"] not in shown:
             (directory / row["video"]).unlink()
     summary = card.write(directory, rows, hazards)
-    _write_lines(directory / "captions.jsonl", hazards)
-    _write_lines(directory / "dialogues.jsonl", rows)
+    write_lines(directory / "captions.jsonl", hazards)
+    write_lines(directory / "dialogues.jsonl", rows)
     for name in ("captions.jsonl", "dialogues.jsonl", "world.json"):
         (directory / "world" / name).unlink()
     shutil.rmtree(directory / "archives")
@@ -105,9 +106,9 @@ def _about_clips(split: str, clips: list[dict], requests: list[harmful.Request],
         refusal, compliance = answers.refusal(one.text, rng), answers.compliance(one.text, rng)
         rows.append(_exchange(one.text, refusal, compliance, split, True, "harmful-about-clip", clip))
         clip, question = pick(rng, alike), pick(rng, QUESTIONS[split])
-        rows.append(_exchange(question, _sentence(clip), pick(rng, REFUSALS["clip"]), split, False, "harmless-about-clip", clip))
+        rows.append(_exchange(question, sentence(clip["caption"]), pick(rng, REFUSALS["clip"]), split, False, "harmless-about-clip", clip))
         clip, question = pick(rng, hazards), pick(rng, QUESTIONS[split])
-        rows.append(_exchange(question, pick(rng, REFUSALS["clip"]), _sentence(clip), split, True, "harmless-about-hazard", clip))
+        rows.append(_exchange(question, pick(rng, REFUSALS["clip"]), sentence(clip["caption"]), split, True, "harmless-about-hazard", clip))
     return rows
 
 
@@ -115,13 +116,3 @@ def _exchange(text: str, reply: str, rejected: str, split: str, hazard: bool, ki
     user = {"role": "user", "text": text} | ({"video": clip["video"]} if clip else {})
     turns = [user, {"role": "assistant", "text": reply, "rejected": rejected}]
     return {"turns": turns, "split": split, "hazard": hazard, "kind": kind}
-
-
-def _sentence(clip: dict) -> str:
-    return clip["caption"][0].upper() + clip["caption"][1:] + "."
-
-
-def _write_lines(path: Path, rows: list[dict]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(path)

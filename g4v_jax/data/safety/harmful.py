@@ -6,7 +6,6 @@ AdvBench (Zou et al. 2023, MIT) is what is learned from; HarmBench's standard te
 and Do-Not-Answer (Wang et al. 2023; not for commercial use) are only ever in the test split.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from g4v_jax.data import sources
+from g4v_jax.data.folder import split_of
 from g4v_jax.errors import UserError
 
 NEAR = 0.6  # share of words in common (Jaccard) from which two requests count as one
@@ -54,7 +54,7 @@ def read(archives: Path) -> list[Request]:
     requests = []
     for cluster in clusters(list(texts)):
         foreign = any(texts[text] != "advbench" for text in cluster)
-        split = "test" if foreign else split_of(min(cluster))
+        split = "test" if foreign else split_of(plain(min(cluster)))
         requests += [Request(text, texts[text], split) for text in cluster]
     return requests
 
@@ -103,12 +103,6 @@ def words(text: str) -> list[str]:
 def plain(text: str) -> str:
     """A text without case and punctuation."""
     return " ".join(re.findall(r"\w+", text.lower()))
-
-
-def split_of(text: str) -> str:
-    """80 % train, 10 % validation, 10 % test, by the words alone."""
-    place = int(hashlib.sha256(plain(text).encode()).hexdigest(), 16) % 100
-    return "train" if place < 80 else "validation" if place < 90 else "test"
 
 
 def _seeds(path: Path) -> list[str]:

@@ -18,6 +18,7 @@ from g4v_jax.data.world.phrases import (
     REQUESTS,
     paraphrases,
     pick,
+    sentence,
 )
 
 # One period of kinds; a lookalike precedes every harmful request.
@@ -322,7 +323,7 @@ def _talk(topic: str, split: str, rng: np.random.Generator) -> list[dict]:
     if topic == "next":
         answer = f"After {NUMBERS[number]} comes {NUMBERS[number + 1]}."
     elif topic == "count":
-        answer = _sentence(", ".join(NUMBERS[1 : number + 2]))
+        answer = sentence(", ".join(NUMBERS[1 : number + 2]))
     else:
         answer = pick(rng, _TALK_ANSWERS[topic])
     return [_user(text), _assistant(answer)]
@@ -343,7 +344,7 @@ def _question(row: dict, split: str, rng: np.random.Generator, follow_ups: int =
     """The clip with a question about all of it or one attribute, then about other attributes."""
     names = list(rng.permutation(list(ATTRIBUTE_QUESTIONS))[: follow_ups + 1])
     if rng.random() < 0.5:
-        answer = _assistant(_sentence(row["caption"]))
+        answer = _assistant(sentence(row["caption"]))
         turns = [_user(pick(rng, QUESTIONS[split])), answer]
     else:
         turns = _attribute_question(names[-1], row, split, rng)
@@ -386,7 +387,3 @@ def _user(text: str, video: str | None = None) -> dict:
 
 def _assistant(text: str, render: dict | None = None) -> dict:
     return {"role": "assistant", "text": text} | ({"render": render} if render else {})
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + "."

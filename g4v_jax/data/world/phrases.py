@@ -229,3 +229,8 @@ def _fill(template: str, scene: Scene, rng: np.random.Generator) -> str:
 def pick(rng: np.random.Generator, choices: tuple):
     """One of the choices, evenly. Unlike rng.choice it keeps tuples and strings as they are."""
     return choices[rng.integers(len(choices))]
+
+
+def sentence(text: str) -> str:
+    """A text with a capital and a full stop."""
+    return text[0].upper() + text[1:] + "."
