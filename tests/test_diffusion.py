@@ -51,32 +51,34 @@ def test_an_unknown_prediction_is_named():
         flow.to_velocity(1.0, 1.0, 1.0, "epsilon")
 
 
-def test_the_loss_is_a_mean_over_latents_and_a_sum_over_used_slots():
-    velocity, target = normal(3, *LATENTS), normal(3, *LATENTS, seed=1)
+def test_the_loss_is_a_mean_over_noises_and_latents_and_a_sum_over_used_slots():
+    shape = (3, 2, 4, 1, 2, 2, 3)  # four noises a slot
+    velocity, target = normal(*shape), normal(*shape, seed=1)
     mask = np.array([[True, False], [True, True], [False, False]])
     expected = sum(np.mean((np.float64(velocity[b, g]) - target[b, g]) ** 2) for b, g in np.argwhere(mask))
     term = flow_matching(velocity, target, mask)
     assert float(term.sum) == pytest.approx(expected, rel=1e-5) and float(term.count) == 3
-    poisoned = np.where(mask[..., None, None, None, None], velocity, 1e6)
+    poisoned = np.where(mask[..., None, None, None, None, None], velocity, 1e6)
     assert float(flow_matching(poisoned, target, mask).sum) == pytest.approx(expected, rel=1e-5)
 
 
 # Draws
 
 
-def draws(rows: int, shift=1.0, drop=0.1, gate=0.5, latents=LATENTS, seed=0) -> flow.Draws:
+def draws(rows: int, shift=1.0, drop=0.1, gate=0.5, latents=LATENTS, seed=0, noises=1) -> flow.Draws:
     times = partial(flow.logit_normal, shift=shift)
-    return jax.device_get(flow.draw(rng.row_keys(jax.random.key(seed), rows), latents, times, drop, gate))
+    return jax.device_get(flow.draw(rng.row_keys(jax.random.key(seed), rows), latents, times, drop, gate, noises))
 
 
 def test_a_rows_draws_do_not_depend_on_the_other_rows():
-    few, many = draws(4), draws(8)
+    few, many = draws(4, noises=3), draws(8, noises=3)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:4]), few, many)
-    assert few.noise.shape == (4, *LATENTS) and few.times.shape == few.drop.shape == few.gate.shape == (4, 2)
-    assert len(np.unique(many.times)) == 16 and len(np.unique(many.noise)) == many.noise.size
-    assert (draws(4, seed=1).noise != few.noise).all()
+    assert few.noise.shape == (4, 2, 3, *LATENTS[1:])
+    assert few.times.shape == (4, 2, 3) and few.drop.shape == few.gate.shape == (4, 2)
+    assert len(np.unique(many.times)) == 48 and len(np.unique(many.noise)) == many.noise.size
+    assert (draws(4, seed=1, noises=3).noise != few.noise).all()
     keys = rng.row_keys(jax.random.key(0), 8)[np.array([5, 2])]
-    moved = flow.draw(keys, LATENTS, partial(flow.logit_normal, shift=1.0), 0.1, 0.5)
+    moved = flow.draw(keys, LATENTS, partial(flow.logit_normal, shift=1.0), 0.1, 0.5, 3)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[np.array([5, 2])]), jax.device_get(moved), many)
 
 
@@ -111,7 +113,7 @@ def test_noise_is_standard_normal_and_choices_have_their_rates(many):
 
 def test_what_is_drawn_for_a_slot_is_independent(many):
     _, drawn = many
-    columns = [drawn.times[:, 0], drawn.times[:, 1], drawn.noise[:, 0].ravel(), drawn.drop[:, 0], drawn.gate[:, 0]]
+    columns = [drawn.times[:, 0, 0], drawn.times[:, 1, 0], drawn.noise[:, 0].ravel(), drawn.drop[:, 0], drawn.gate[:, 0]]
     correlation = np.corrcoef(np.stack(columns).astype(np.float64)) - np.eye(5)
     assert np.abs(correlation).max() < 4 / 8192**0.5
 

@@ -1,5 +1,7 @@
 """The whole model: how the towers meet, position by position."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ def whole(model):
     build = tiny.build()
     shape = build.shape
     batch = tiny.batch(0, shape)
-    draws = build.objective.draw(jax.random.split(jax.random.key(5), shape.rows))
+    objective = replace(build.objective, spec=replace(build.objective.spec, noises=2))
+    draws = objective.draw(jax.random.split(jax.random.key(5), shape.rows))
 
     def everything(m, batch, draws):
         reading = m.read(batch)
@@ -77,8 +80,10 @@ def test_the_velocity_is_that_of_each_slots_own_condition(model, whole):
         kind = "blocked" if batch.gen_blocked[b, g] & draws.gate[b, g] else "null" if draws.drop[b, g] else "own"
         seen.add((kind, bool(batch.gen_blocked[b, g])))
         context = condition(parts["states"][b, g][None]) if kind == "own" else params["conditioner"][kind][None]
-        x0, noise, t = encode(batch.gen_targets[b, g][None]), draws.noise[b, g][None], draws.times[b, g][None]
-        velocity = denoise((1 - t) * x0 + t * noise, t, context)
-        np.testing.assert_allclose(out.velocity[b, g], velocity[0], atol=2e-5)
-        np.testing.assert_allclose(out.velocity_target[b, g], (noise - x0)[0], atol=1e-5)
+        x0 = encode(batch.gen_targets[b, g][None])
+        for k in range(2):
+            noise, t = draws.noise[b, g, k][None], draws.times[b, g, k][None]
+            velocity = denoise((1 - t) * x0 + t * noise, t, context)
+            np.testing.assert_allclose(out.velocity[b, g, k], velocity[0], atol=2e-5)
+            np.testing.assert_allclose(out.velocity_target[b, g, k], (noise - x0)[0], atol=1e-5)
     assert seen == {("blocked", True), ("own", True), ("null", True), ("own", False), ("null", False)}

@@ -16,8 +16,8 @@ SMALLEST_TIME = 0.05  # where a predicted x0 is turned into a velocity by dividi
 class Draws:
     """All that is random in a generation slot of a training batch, drawn outside the model."""
 
-    times: jax.Array  # f32 [B G]
-    noise: jax.Array  # f32 [B G t h w c]
+    times: jax.Array  # f32 [B G K], K times and noises for each clip
+    noise: jax.Array  # f32 [B G K t h w c]
     drop: jax.Array  # bool [B G] train without the condition
     gate: jax.Array  # bool [B G] blocked slots: train the learned blocked context in place of the condition
 
@@ -32,18 +32,20 @@ def logit_normal(key: jax.Array, shape: tuple[int, ...], shift: float) -> jax.Ar
     return shift_times(jax.nn.sigmoid(jax.random.normal(key, shape)), shift)
 
 
-def draw(row_keys: jax.Array, latents: tuple[int, ...], times: Callable, drop_rate: float, gate_rate: float) -> Draws:
+def draw(
+    row_keys: jax.Array, latents: tuple[int, ...], times: Callable, drop_rate: float, gate_rate: float, noises: int = 1
+) -> Draws:
     """Draw for each row from its own key, so that draws do not depend on how rows are batched.
 
-    row_keys [B]; latents (G, t, h, w, c); times(key, shape) -> f32 of the shape.
+    row_keys [B]; latents (G, t, h, w, c); times(key, shape) -> f32 of the shape; `noises`: K.
     """
     slots = latents[0]
 
     def row(key):
         time, noise, drop, gate = jax.random.split(key, 4)
         return Draws(
-            times=times(time, (slots,)),
-            noise=jax.random.normal(noise, latents),
+            times=times(time, (slots, noises)),
+            noise=jax.random.normal(noise, (slots, noises, *latents[1:])),
             drop=jax.random.bernoulli(drop, drop_rate, (slots,)),
             gate=jax.random.bernoulli(gate, gate_rate, (slots,)),
         )

@@ -43,6 +43,7 @@ class JointSpec:
     time_shift: float = 1.0  # of the flow's times toward noise
     drop_rate: float = 0.1  # of conditions, for classifier-free guidance
     gate_rate: float = 0.5  # of blocked slots that train the learned blocked context
+    noises: int = 1  # drawn for each clip: more, where the LLM's pass costs more than the denoiser's (Li et al. 2024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Joint:
     def draw(self, row_keys: Array) -> flow.Draws:
         """Times, noise, dropped conditions and gates of each row."""
         times = process(self.model.denoiser.prediction, self.spec.time_shift).times
-        return flow.draw(row_keys, self.latents, times, self.spec.drop_rate, self.spec.gate_rate)
+        spec = self.spec
+        return flow.draw(row_keys, self.latents, times, spec.drop_rate, spec.gate_rate, spec.noises)
 
     def counts(self, batch: Batch) -> dict[str, Array]:
         """Counts of the terms below, from the masks alone."""

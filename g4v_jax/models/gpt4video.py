@@ -29,8 +29,8 @@ class Outputs:
     inputs: Array  # [B S D] what the LLM read
     logits: Array  # f32 [B S V]
     hazard_logits: Array  # f32 [B E]
-    velocity: Array  # f32 [B G t h w c] predicted; of a denoiser that predicts epsilon: the noise
-    velocity_target: Array  # f32 [B G t h w c]
+    velocity: Array  # f32 [B G K t h w c] predicted; of a denoiser that predicts epsilon: the noise
+    velocity_target: Array  # f32 [B G K t h w c]
 
 
 @struct.dataclass
@@ -78,7 +78,7 @@ class GPT4Video(nn.Module):
         context = self.conditioner(merge(states), merge(draws.drop), blocked)
         velocity, target = self._denoise(batch.gen_targets, draws, context)
         if self.is_initializing():  # training never decodes, but a run's weights hold the decoder for rendering
-            self.autoencoder.decode_normalised(merge(draws.noise))
+            self.autoencoder.decode_normalised(merge(draws.noise)[:, 0])
         hazard = self.hazard_logits(reading.hidden, batch.hazard_position)
         return Outputs(reading.inputs, self.llm.logits(reading.hidden), hazard, velocity, target)
 
@@ -129,8 +129,10 @@ class GPT4Video(nn.Module):
         return process(self.denoiser.prediction).estimate(out, latents, times)
 
     def _denoise(self, targets: jax.Array, draws: Draws, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Every clip at each of its K times; its latents and its context are made once."""
         x0 = jax.lax.stop_gradient(self.autoencoder.encode_normalised(merge(targets), self.dtype))
-        noise, times = merge(draws.noise), merge(draws.times)
+        x0, context = (jnp.repeat(x, draws.times.shape[2], axis=0) for x in (x0, context))
+        noise, times = merge(merge(draws.noise)), merge(merge(draws.times))
         path = process(self.denoiser.prediction)
         velocity = self.denoise(path.interpolate(x0, noise, times), times, context)
         shape = draws.noise.shape
