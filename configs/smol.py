@@ -63,7 +63,7 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.losses.keep, config.optimizer.multipliers.llm = 0.0, 0.5
     config.sample.update(rows=16)
     config.evaluate = dict(captions=200, generations=32)
-    config.train.update(steps=250, log_every=10, checkpoint_every=125)
+    config.train.update(steps=300, log_every=10, checkpoint_every=150)
     if stage == "align":
         config.objective, config.losses, config.ema = "alignment", {}, ()
         config.data.mixture = dict(caption=1.0)
