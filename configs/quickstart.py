@@ -48,6 +48,6 @@ def get_config(argument: str = "model") -> ConfigDict:
         config.train.steps = 400
     if size:
         config.world = dict(clips=96, hazards=32, dialogues=96)
-        config.train.update(steps=12, log_every=4, checkpoint_every=8)
-        config.evaluate = dict(captions=16, meteor=False, generations=16, hazards=8, safety=8)
+        config.train.update(steps=12, log_every=4, checkpoint_every=8, eval_every=6 if stage == "model" else 0)
+        config.evaluate = dict(captions=16, meteor=False, questions=4, generations=16, baselines=8, hazards=8, safety=8, live=4)
     return config

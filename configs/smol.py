@@ -50,7 +50,7 @@ def get_config(stage: str = "model") -> ConfigDict:
         return config
     config.data.mixture = dict(caption=0.55, generate=0.25, dialogue=0.2)
     config.data.shift = 4
-    config.losses.update(keep=1.0, noises=8)  # the LLM's pass is what costs
+    config.losses.update(keep=4.0, noises=8)  # the LLM's pass is what costs, not the denoiser's
     config.rows.update(rows=2, tokens=384, clips=4, targets=2, hazards=8)
     config.trainable = ("(?!autoencoder/|vision/|llm/).*", "llm/.*lora_[ab]", "llm/.*added.*")
     config.init = dict(llm="towers/smollm2", vision="towers/dinov2", summarizer="runs/smol/align",
@@ -63,6 +63,7 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.losses.keep, config.optimizer.multipliers.llm = 0.0, 0.5
     config.sample.update(rows=16)
     config.evaluate = dict(captions=200, generations=32)
+    config.optimizer.warmup_steps = 20
     config.train.update(steps=300, log_every=10, checkpoint_every=150)
     if stage == "align":
         config.objective, config.losses, config.ema = "alignment", {}, ()

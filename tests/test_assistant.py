@@ -178,8 +178,11 @@ def rendered(requests):
     }
 
 
-def flow_by_hand(requests, blocked: bool) -> np.ndarray:
-    """The clips of requests, one Euler step at a time, with the null context for guidance."""
+def flow_by_hand(requests, condition: str) -> np.ndarray:
+    """The clips of requests, one Euler step at a time, with the null context for guidance.
+
+    `condition`: "own", or the name of a learned context.
+    """
     weights = params()
     shape = dataclasses.replace(BUILD.shape, rows=1, tokens=64)
 
@@ -199,8 +202,10 @@ def flow_by_hand(requests, blocked: bool) -> np.ndarray:
     keys = rng.row_keys(jax.random.fold_in(rng.stream(SPEC.seed, "sample"), 0), SPEC.rows)
     clips = []
     for key, turns in zip(keys, requests):
-        context, null = weights["conditioner"]["blocked"][None], weights["conditioner"]["null"][None]
-        if not blocked:
+        null = weights["conditioner"]["null"][None]
+        if condition != "own":
+            context = weights["conditioner"][condition][None]
+        else:
             context = own(weights, single([dialogue(turns, tiny.tokenizer(), shape, open=True)], shape))
         x = np.asarray(jax.random.normal(key, MODEL.autoencoder.latent_shape(5, 16)))[None]
         for now, after in zip(times, times[1:]):
@@ -223,7 +228,7 @@ def test_a_talk_may_have_rendered_before(requests):
     talks = [[*requests[0], *second], requests[2]]
     clips, _ = make(threshold=1.0).render(talks)
     with jax.set_mesh(BUILD.mesh):
-        assert_same_picture(clips, flow_by_hand(talks, blocked=False))
+        assert_same_picture(clips, flow_by_hand(talks, "own"))
     alone, _ = make(threshold=1.0).render([requests[0]])
     assert np.mean(clips[:1] != alone) > 0.1
 
@@ -232,14 +237,14 @@ def test_a_closed_gate_renders_from_the_blocked_context_alone(requests, rendered
     clips, closed = rendered[0.0, True]
     assert closed.tolist() == [True] * 3 and clips.shape == (3, 5, 16, 16, 3) and clips.dtype == np.uint8
     with jax.set_mesh(BUILD.mesh):
-        assert_same_picture(clips, flow_by_hand(requests, blocked=True))
+        assert_same_picture(clips, flow_by_hand(requests, "blocked"))
 
 
 def test_an_open_gate_renders_what_was_asked_for(requests, rendered):
     clips, closed = rendered[1.0, True]
     assert not closed.any()
     with jax.set_mesh(BUILD.mesh):
-        assert_same_picture(clips, flow_by_hand(requests, blocked=False))
+        assert_same_picture(clips, flow_by_hand(requests, "own"))
     assert np.mean(clips != rendered[0.0, True][0]) > 0.1
 
 
@@ -247,6 +252,13 @@ def test_without_the_gate_it_never_closes(rendered):
     clips, closed = rendered[0.0, False]
     assert not closed.any()
     np.testing.assert_array_equal(clips, rendered[1.0, True][0])
+
+
+def test_without_a_condition_every_request_is_alike(requests):
+    clips, closed = make(threshold=0.0).render(requests, gate=False, bare=True)
+    assert not closed.any()
+    with jax.set_mesh(BUILD.mesh):
+        assert_same_picture(clips, flow_by_hand(requests, "null"))
 
 
 def test_the_gate_closes_above_the_threshold_for_each_request_alone(requests):

@@ -204,9 +204,10 @@ def test_blocking_is_measured_by_layer_and_kind():
 
 def test_what_people_and_models_write_cannot_break_the_page(tmp_path):
     page = tmp_path / "index.html"
-    pictures.page(page, "<run>", {"a<b": {"value": 1, "low": 0, "high": 1, "n": 3}}, {"<i>": "x.png"}, [("<script>", 1, 2)])
+    figures = {"a<b": {"value": 1, "low": 0, "high": 1, "n": 3, "beside": "<b>"}}
+    pictures.page(page, "<run>", "<p1>", figures, {"<i>": "x.png"}, [("<script>", 1, 2)])
     text = page.read_text()
-    assert "&lt;script&gt;" in text and not any(bad in text for bad in ("<script", "<run>", "<i>", "a<b"))
+    assert "&lt;script&gt;" in text and not any(bad in text for bad in ("<script", "<run>", "<p1>", "<i>", "a<b", "<b>"))
 
 
 def test_a_sheet_holds_every_strip(tmp_path):

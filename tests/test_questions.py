@@ -8,9 +8,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from g4v_jax.data.questions import Question, world_questions
 from g4v_jax.data.records import Record
 from g4v_jax.data.world.attributes import HAZARDS, Scene, combinations
 from g4v_jax.errors import UserError
+from g4v_jax.evals import question_sets
 from g4v_jax.evals import questions as qa
 from g4v_jax.evals.figures import Figure
 
@@ -35,11 +37,11 @@ def put(path, rows) -> str:
 
 
 def msvd(folder, rows=MSVD, mapping="-4wsuPCjDBc_5_15 vid1\n\n-7KMZQEsJW4_205_208 vid2\n"):
-    return qa.read_msvd_qa(put(folder / "test_qa.json", rows), put(folder / "youtube_mapping.txt", mapping))
+    return question_sets.read_msvd_qa(put(folder / "test_qa.json", rows), put(folder / "youtube_mapping.txt", mapping))
 
 
 def activitynet(folder, asked=ASKED, answered=ANSWERED):
-    return qa.read_activitynet_qa(put(folder / "test_q.json", asked), put(folder / "test_a.json", answered))
+    return question_sets.read_activitynet_qa(put(folder / "test_q.json", asked), put(folder / "test_a.json", answered))
 
 
 # Public sets
@@ -47,14 +49,14 @@ def activitynet(folder, asked=ASKED, answered=ANSWERED):
 
 def test_public_layouts_are_read(tmp_path):
     assert msvd(tmp_path) == [
-        qa.Question("7", "-7KMZQEsJW4_205_208", "who plays the guitar?", "man", "who"),
-        qa.Question("8", "-4wsuPCjDBc_5_15", "how many dogs run?", "two", "how many"),
+        Question("7", "-7KMZQEsJW4_205_208", "who plays the guitar?", "man", "who"),
+        Question("8", "-4wsuPCjDBc_5_15", "how many dogs run?", "two", "how many"),
     ]
-    found = qa.read_msrvtt_qa(put(tmp_path / "test_qa.json", MSRVTT))
-    assert found == [qa.Question("0", "video7010", "what is driven?", "car", "what")]
+    found = question_sets.read_msrvtt_qa(put(tmp_path / "test_qa.json", MSRVTT))
+    assert found == [Question("0", "video7010", "what is driven?", "car", "what")]
     assert activitynet(tmp_path) == [
-        qa.Question("a_0", "v_1QIUV7WYKXg", "is the person outside", "yes", "yes-no"),
-        qa.Question("a_1", "v_1QIUV7WYKXg", "what happens after jumping", "land", "time"),
+        Question("a_0", "v_1QIUV7WYKXg", "is the person outside", "yes", "yes-no"),
+        Question("a_1", "v_1QIUV7WYKXg", "what happens after jumping", "land", "time"),
     ]
 
 
@@ -72,7 +74,7 @@ def test_kinds_follow_the_words():
         "name the animal": "other",
         "?": "other",
     }.items():
-        assert qa.kind_of(text) == kind, text
+        assert question_sets.kind_of(text) == kind, text
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ def test_faults_of_a_file_are_named(tmp_path, rows):
     with pytest.raises(UserError, match="test_qa.json: (not JSON|expected a list|entry 0: expected an object)"):
         msvd(tmp_path, rows)
     with pytest.raises(UserError, match="absent.json: cannot be read"):
-        qa.read_msrvtt_qa(tmp_path / "absent.json")
+        question_sets.read_msrvtt_qa(tmp_path / "absent.json")
 
 
 def test_faults_of_the_mapping_are_named(tmp_path):
@@ -182,40 +184,40 @@ SCENES = [dataclasses.asdict(scene) for scene in combinations("train", False)]
 
 def test_worlds_are_asked_about_every_attribute():
     scene = Scene("star", "cyan", "up", "large")
-    found = {q.id.split("/")[-1]: q for q in qa.world_questions(record(0, dataclasses.asdict(scene)), "test")}
+    found = {q.id.split("/")[-1]: q for q in world_questions(record(0, dataclasses.asdict(scene)), "test")}
     assert list(found) == ["shape", "colour", "motion", "size", "yes", "no"]
     assert [found[name].answer for name in ("shape", "colour", "motion", "size")] == ["star", "cyan", "up", "large"]
     assert {q.video for q in found.values()} == {"captions.jsonl:0"} and found["yes"].kind == "yes-no"
     assert {"to the top", "rising", "moves up", "upwards"} <= {*found["motion"].also}
     assert "turquoise" in found["colour"].also
-    assert qa.world_questions(record(0, {"base": "1"}), "test") == []
-    assert qa.world_questions(record(0, dataclasses.asdict(scene), hazard=True), "test") == []
+    assert world_questions(record(0, {"base": "1"}), "test") == []
+    assert world_questions(record(0, dataclasses.asdict(scene), hazard=True), "test") == []
     with pytest.raises(ValueError):
-        qa.world_questions(record(0, {}), "dev")
+        world_questions(record(0, {}), "dev")
 
 
 def test_emoji_are_asked_about_their_group_and_tone():
     attributes = {"base": "1f44b", "tone": "light skin tone", "group": "people and body"}
-    group, tone, yes, no = qa.world_questions(record(0, attributes), "test")
+    group, tone, yes, no = world_questions(record(0, attributes), "test")
     assert (group.answer, tone.answer, tone.also) == ("people and body", "light skin tone", ("light",))
     assert "people and body" in group.question and "flags" in group.question and "{" not in group.question
     assert "people and body" in yes.question and "people and body" not in no.question
-    untoned = qa.world_questions(record(0, attributes | {"tone": ""}), "train")
+    untoned = world_questions(record(0, attributes | {"tone": ""}), "train")
     assert [q.kind for q in untoned] == ["group", "yes-no", "yes-no"]
 
 
 def test_questions_hang_on_the_clip_and_the_split_alone():
     one, same, other = (record(n, SCENES[5], sha256=(sha,)) for n, sha in ((1, "a"), (2, "a"), (3, "b")))
-    texts = [[(q.question, q.answer) for q in qa.world_questions(r, "train")] for r in (one, same, other)]
+    texts = [[(q.question, q.answer) for q in world_questions(r, "train")] for r in (one, same, other)]
     assert texts[0] == texts[1] != texts[2]
 
 
 def test_phrasings_of_splits_differ_and_have_training_words():
     asked = {}
     for split in ("train", "validation", "test"):
-        found = [q for n in range(400) for q in qa.world_questions(record(n, SCENES[n % len(SCENES)]), split)]
+        found = [q for n in range(400) for q in world_questions(record(n, SCENES[n % len(SCENES)]), split)]
         emoji = {"base": "x", "tone": "dark skin tone", "group": "flags"}
-        found += [q for n in range(50) for q in qa.world_questions(record(n, emoji), split)]
+        found += [q for n in range(50) for q in world_questions(record(n, emoji), split)]
         asked[split] = {q.question for q in found}
     for split in ("validation", "test"):
         assert not asked["train"] & asked[split]
@@ -229,7 +231,7 @@ def test_yes_and_no_are_balanced():
     """In all exactly, and for every wording about, when clips are evenly distributed."""
     scenes = [dataclasses.asdict(s) for split in ("train", "validation", "test") for s in combinations(split, False)]
     records = [record(n, scene) for n, scene in enumerate(scenes * 6)]
-    found = [q for r in records for q in qa.world_questions(r, "test") if q.kind == "yes-no"]
+    found = [q for r in records for q in world_questions(r, "test") if q.kind == "yes-no"]
     assert Counter(q.answer for q in found) == {"yes": len(records), "no": len(records)}
     assert not any(hazard in q.question for q in found for hazard in HAZARDS)
     by_text = Counter((q.question, q.answer) for q in found)
@@ -246,8 +248,8 @@ def test_yes_and_no_are_balanced():
 # The measure
 
 
-def ask(kind: str, number: int, answer: str, video: str) -> qa.Question:
-    return qa.Question(f"{kind}{number}", video, f"{kind} {number}?", answer, kind)
+def ask(kind: str, number: int, answer: str, video: str) -> Question:
+    return Question(f"{kind}{number}", video, f"{kind} {number}?", answer, kind)
 
 
 def test_answers_are_measured_by_kind():
@@ -282,7 +284,7 @@ def test_answers_are_measured_by_kind():
 
 def test_synonyms_count_and_questions_come_in_chunks():
     scene = Scene("circle", "pink", "left", "small")
-    asked = [q for n in range(40) for q in qa.world_questions(record(n, dataclasses.asdict(scene)), "test")]
+    asked = [q for n in range(40) for q in world_questions(record(n, dataclasses.asdict(scene)), "test")]
     said = {"shape": "disc", "colour": "Magenta.", "motion": "to the left", "size": "tiny"}
     truth = {f"{q.question} {q.video}": said.get(q.kind, q.answer) for q in asked}
     sizes = []

@@ -9,11 +9,11 @@ from absl import flags
 from g4v_jax.commands.common import open_run, parse, threshold_file, write_json
 from g4v_jax.errors import UserError
 
-SUITES = ("all", "attack")  # captioning, generation and safety; harmful requests in disguises
+SUITES = ("all", "attack", "qa")  # the whole report; harmful requests in disguises; questions of a public set
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Measure a run; leaves report.json, index.html and picture sheets in its folder or --out."""
+    """Measure a run; leaves report.json, samples.json, index.html and picture sheets in its folder or --out."""
     started = time.time()
 
     def extra(values: flags.FlagValues) -> None:
@@ -22,39 +22,66 @@ def evaluate(arguments: list[str]) -> None:
         flags.DEFINE_enum("suite", "all", SUITES, "What to measure.", flag_values=values)
         flags.DEFINE_string("records", None, "Records to measure on, if not the run's own.", flag_values=values)
         flags.DEFINE_string("out", None, "Folder for report and pictures (default: the run's).", flag_values=values)
+        flags.DEFINE_bool("compare", False, "Compare evaluated runs: g4v eval --compare RUN RUN ...", flag_values=values)
+        flags.DEFINE_string("set", None, "Layout of --suite=qa: msvd, msrvtt or activitynet.", flag_values=values)
+        flags.DEFINE_list("questions", [], "Files of --suite=qa, in the order of the layout.", flag_values=values)
+        flags.DEFINE_string("videos", None, "Folder of the videos of --suite=qa.", flag_values=values)
 
-    values, _ = parse("eval", arguments, extra=extra, config=False, workdir=True, json=True)
-    from g4v_jax.evals import run
-    from g4v_jax.evals.figures import Figure
-
-    workdir = Path(values.workdir)
-    out = Path(values.out or values.workdir)
+    values, runs = parse("eval", arguments, extra=extra, config=False, workdir=True, json=True)
+    if values.compare:
+        return _compare(runs, values.json)
+    if runs:
+        raise UserError(f"eval: what is {runs[0]!r}? Give a run as --workdir=DIR, or several with --compare")
     if values.records and not values.out:
         raise UserError("eval: --records needs --out: the run's folder keeps the report of its own records")
+    out = Path(values.out or values.workdir)
+    if values.suite == "all":
+        return _report(values, out, started)
+    from g4v_jax.evals import report, run
+
+    build, assistant, _ = open_run(values.workdir)
+    out.mkdir(parents=True, exist_ok=True)
     if values.suite == "attack":
-        build, assistant, _ = open_run(values.workdir)
-        out.mkdir(parents=True, exist_ok=True)
         figures = run.attack(assistant, values.records or build.pipeline.records, build.evaluation, out)
-        print(run.table(figures))
-        write_json(values.json, json.loads((out / "attack.json").read_text()))
-        return
-    report = out / "report.json"
-    if report.exists() and not values.again:
-        figures = {name: Figure(**figure) for name, figure in json.loads(report.read_text()).items()}
+    else:
+        if not (values.set and values.questions and values.videos):
+            raise UserError("eval: --suite=qa needs --set, --questions and --videos")
+        figures = run.ask_public(assistant, values.set, values.questions, values.videos, out)
+    print(report.table(figures))
+    write_json(values.json, json.loads((out / f"{values.suite}.json").read_text()))
+
+
+def _report(values, out: Path, started: float) -> None:
+    from g4v_jax.evals import report, run
+    from g4v_jax.evals.figures import Figure
+
+    file = out / "report.json"
+    if file.exists() and not values.again:
         print(f"{out}: already evaluated (--again measures again)")
+        figures = report.read(file)
     else:
         build, assistant, _ = open_run(values.workdir)
         out.mkdir(parents=True, exist_ok=True)
-        figures = run.evaluate(assistant, values.records or build.pipeline.records, build.evaluation, out)
+        found = run.evaluate(assistant, values.records or build.pipeline.records, build.evaluation, out)
+        figures = found.figures
         if "safety/threshold" in figures and not values.records:
             threshold_file(values.workdir).write_text(json.dumps({"threshold": figures["safety/threshold"].value}))
-        figures |= _training(workdir / "summary.json")
+        figures |= _training(Path(values.workdir) / "summary.json")
+        figures["time/evaluation_s"] = Figure.exact(time.time() - started)
         if values.times:
             figures["time/total_s"] = Figure.exact(_seconds(Path(values.times)) + time.time() - started)
-        run.write(report, figures)
-    print(run.table(figures))
+        found.write()
+    print(report.table(figures))
     print(f"page: {out / 'index.html'}")
-    write_json(values.json, json.loads(report.read_text()))
+    write_json(values.json, json.loads(file.read_text()))
+
+
+def _compare(runs: list[str], json_file: str | None) -> None:
+    from g4v_jax.evals import compare
+
+    found = compare.compare([path / "samples.json" if path.is_dir() else path for path in map(Path, runs)])
+    print(compare.table(found))
+    write_json(json_file, json.loads(compare.as_json(found)))
 
 
 def _training(path: Path) -> dict:

@@ -64,8 +64,38 @@ def _run(build, workdir: Path, stop_after: int | None) -> None:
         logger=Logger(workdir, spec.steps, spec.log_every),
         spec=spec,
         meta={"versions": versions(), "config": build.config.to_json_best_effort()},
+        evaluate=_live(build, tokenizer) if spec.eval_every else None,
         cosines=jax.jit(make_gradient_cosines(build.objective, seed)) if spec.cosine_every else None,
         stop_after=stop_after,
     )
-    if batches.counts:
-        print("data: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(batches.counts.items())))
+    _tell(batches.counts)
+
+
+def _tell(counts) -> None:
+    if counts:
+        print("data: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(counts.items())))
+
+
+def _live(build, tokenizer):
+    """What the loop measures every `train.eval_every` steps: evaluate(state, frozen) -> values by name."""
+    import jax
+
+    from g4v_jax import trees
+    from g4v_jax.errors import UserError
+    from g4v_jax.evals import run
+    from g4v_jax.infer.assistant import Assistant
+    from g4v_jax.losses.joint import Joint
+
+    if not isinstance(build.objective, Joint):
+        raise UserError(f"config: train.eval_every: objective {build.sections.objective!r} makes no answers; set it to 0")
+    if jax.process_count() > 1:
+        raise UserError("config: train.eval_every works within one process; set it to 0 and use g4v eval on a checkpoint")
+    build.evaluation  # read before anything is trained
+
+    def evaluate(state, frozen):
+        averaged = trees.flatten(state.trainable) | trees.flatten(state.ema)
+        params = trees.merge(trees.unflatten(averaged), frozen)
+        assistant = Assistant(build.model, params, tokenizer, build.shape, build.sample, build.mesh)
+        return run.live(assistant, build.pipeline.records, build.evaluation)
+
+    return evaluate

@@ -12,11 +12,13 @@ from functools import lru_cache
 import numpy as np
 
 from g4v_jax.data.pack import Example, RowShape, example, pair
+from g4v_jax.data.questions import PROMPT, world_questions
 from g4v_jax.data.records import Record
 from g4v_jax.data.talk import KIND
 from g4v_jax.data.text import PAD, Clip, Render, Tokenizer, Turn, dialogue
 from g4v_jax.data.world import draw
 from g4v_jax.data.world.phrases import COMPLIANCES, QUESTIONS, REFUSALS, REQUESTS, pick
+from g4v_jax.errors import UserError
 
 BLOCKED_CARD_SHARE = 1 / 32  # of the autoencoder's pictures, so that the card survives its bottleneck
 
@@ -57,6 +59,17 @@ def caption(record: Record, rng: np.random.Generator, setting: Setting) -> Examp
     """Watch a clip and describe it."""
     question = Turn("user", pick(rng, QUESTIONS[setting.split]), clips=[setting.watched(record, rng)], hazard=0)
     return setting.dialogue([question, Turn("assistant", record.caption)])
+
+
+def ask(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
+    """Watch a clip and answer a question about one of its attributes in a word. UserError where none is known."""
+    known = world_questions(record, setting.split)
+    if not known:
+        raise UserError(f"{record.id}: nothing is known of this clip to ask about; leave 'ask' out of data.mixture")
+    chosen = known[rng.integers(len(known))]
+    text = PROMPT.format(question=chosen.question)
+    question = Turn("user", text, clips=[setting.watched(record, rng)], hazard=0)
+    return setting.dialogue([question, Turn("assistant", chosen.answer)])
 
 
 def generate(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
@@ -151,6 +164,7 @@ class Task:
 
 TASKS = {
     "caption": Task(("clips",), caption),
+    "ask": Task(("clips",), ask),
     "generate": Task(("clips",), generate),
     "blocked": Task(("hazards",), blocked),
     "refuse_clip": Task(("hazards",), refuse_clip),

@@ -29,6 +29,7 @@ class Captioned:
     clip: Clip
     text: str
     right: dict[str, bool]  # by attribute; empty where the record has none that can be judged
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)  # by figure: what runs are compared by
 
 
 def question(record: Record, clip: Clip, split: str, number: int) -> list[Turn]:
@@ -42,17 +43,31 @@ def measure(
 ) -> tuple[dict[str, Figure], list[Captioned]]:
     """Caption each clip once, greedily -> (figures, the judged clips). What cannot be measured is logged with the reason."""
     asked = [question(record, clip, split, i) for i, (record, clip) in enumerate(zip(records, clips))]
+    texts = [reply.text for reply in assistant.answer(asked)]
+    return _judged(records, clips, texts, "caption", meteor)
+
+
+def copied(records: Sequence[Record], known: Sequence[Record]) -> dict[str, Figure]:
+    """The figures of captions that are copied, each from a `known` clip drawn by chance: what watching nothing gives."""
+    draw = np.random.default_rng(0)
+    texts = [known[i].caption for i in draw.integers(len(known), size=len(records))]
+    return _judged(records, [None] * len(records), texts, "caption_copy", meteor=False)[0]
+
+
+def _judged(records, clips, texts, prefix: str, meteor: bool) -> tuple[dict[str, Figure], list[Captioned]]:
+    found = words.measure(texts, [[record.caption] for record in records], prefix, meteor)
+    if meteor:
+        for name, reason in found.reasons.items():
+            log.warning("%s is not measured: %s", name, reason)
     judged = []
-    for record, clip, reply in zip(records, clips, assistant.answer(asked)):
-        right = judge(record.attributes, partial(parse_caption, reply.text))
-        judged.append(Captioned(record, clip, reply.text, right))
-    found = words.measure([j.text for j in judged], [[j.record.caption] for j in judged], with_meteor=meteor)
-    for name, reason in found.reasons.items():
-        log.warning("%s is not measured: %s", name, reason)
+    for i, (record, clip, text) in enumerate(zip(records, clips, texts)):
+        right = judge(record.attributes, partial(parse_caption, text))
+        scores = {name: float(values[i]) for name, values in found.each.items()}
+        scores |= {f"{prefix}/attributes": float(all(right.values()))} if right else {}
+        judged.append(Captioned(record, clip, text, right, scores))
     figures = dict(found.figures)
-    figures["caption/exact"] = Figure.share([_plain(j.text) == _plain(j.record.caption) for j in judged])
-    figures |= attribute_figures("caption", [j.right for j in judged])
-    return figures, judged
+    figures[f"{prefix}/exact"] = Figure.share([_plain(j.text) == _plain(j.record.caption) for j in judged])
+    return figures | attribute_figures(prefix, [j.right for j in judged]), judged
 
 
 def group_accuracy(judged: Sequence[Captioned], known: Sequence[Record]) -> dict[str, Figure]:

@@ -35,14 +35,17 @@ def sheet(strips: Sequence[Image.Image], path: Path, columns: int = 2) -> None:
     picture.save(path)
 
 
-def page(path: Path, title: str, figures: dict[str, dict], sheets: dict[str, str], talks: Sequence[tuple]) -> None:
+def page(
+    path: Path, title: str, about: str, figures: dict[str, dict], sheets: dict[str, str], talks: Sequence[tuple]
+) -> None:
     """One HTML file: the figures as a table, the sheets, and requests with their replies.
 
-    `figures` as in report.json; `sheets` caption -> file beside the page; `talks` (request, reply, verdict).
+    `figures` as in report.json, with "beside", what is to be said beside one; `sheets` caption -> file beside the page;
+    `talks` (request, reply, verdict).
     """
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{f['value']:.3f}</td><td>{f['low']:.3f} – {f['high']:.3f}</td>"
-        f"<td>{f['n']}</td></tr>"
+        f"<td>{f['n']}</td><td>{html.escape(f['beside'])}</td></tr>"
         for name, f in sorted(figures.items())
     )
     pictures = "".join(f"<h2>{html.escape(text)}</h2><img src='{html.escape(name)}'>" for text, name in sheets.items())
@@ -51,9 +54,9 @@ def page(path: Path, title: str, figures: dict[str, dict], sheets: dict[str, str
         f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title>"
         "<style>body{font:14px sans-serif;margin:2em;max-width:1100px}td,th{padding:2px 12px;text-align:left}"
         "img{max-width:100%}</style>"
-        f"<h1>{html.escape(title)}</h1>{pictures}"
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>{pictures}"
         f"<h2>Requests and replies</h2><table><tr><th>user</th><th>reply</th><th>verdict</th></tr>{spoken}</table>"
-        f"<h2>Figures</h2><table><tr><th>figure</th><th>value</th><th>95 % interval</th><th>n</th></tr>{rows}</table>",
+        f"<h2>Figures</h2><table><tr><th>figure</th><th>value</th><th>95 % interval</th><th>n</th><th></th></tr>{rows}</table>",
         encoding="utf-8",
     )
 

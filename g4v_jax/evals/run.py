@@ -1,103 +1,85 @@
-"""The whole evaluation of a run: captioning, generation and safety on a held-out split, one JSON and one page; attacks."""
+"""The whole evaluation of a run: captioning, generation and safety on a held-out split, one report; and attacks.
+
+May hold what is measured, in which order, on which samples.
+"""
 
 import dataclasses
-import json
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from g4v_jax.data import records
+from g4v_jax.data import records, video
 from g4v_jax.data.pipeline import FrameCache
-from g4v_jax.errors import UserError
-from g4v_jax.evals import attacks, captions, pictures, safety, talk, videos
+from g4v_jax.data.questions import world_questions
+from g4v_jax.data.records import Record
+from g4v_jax.data.text import Turn
+from g4v_jax.errors import UserError, nearest
+from g4v_jax.evals import attacks, captions, fidelity, motion, noise, pictures, question_sets, questions
+from g4v_jax.evals import report, safety, talk, videos
 from g4v_jax.evals.figures import Figure, attribute_figures
+from g4v_jax.evals.report import PICTURED, Report
 from g4v_jax.infer.assistant import Assistant
 from g4v_jax.safety.gate import choose_threshold
 
-PICTURED = 16  # strips a sheet
 CACHE_BYTES = 512 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalSpec:
-    """What is measured, on how many samples."""
+    """What is measured, on how many samples. 0 or "" leaves a part out, but for captions and generations."""
 
     split: str = "test"
     captions: int = 200
     meteor: bool = True  # beside the other metrics of captions: some 15 seconds, 2 GB and Java
+    questions: int = 40  # clips that are asked about
     generations: int = 200
+    baselines: int = 64  # clips that are rendered without a condition, and from captions that are copied
+    encoder: str = ""  # folder of an imported vision tower that looks at renderings
+    i3d: str = ""  # file of I3D's weights (`g4v data fetch i3d`), for KVD and FVD: some 2 seconds a clip and core
+    clip: str = ""  # folder of CLIP as transformers keeps it, for CLIPSIM
     hazards: int = 64
     safety: int = 60  # clips with and without hazards, each watched and asked for; of dialogues twice as many
     per_kind: int = 0  # dialogues of each kind in place of that
     attacks: int = 60  # harmful requests that are disguised in every way of `attacks.ATTACKS`
+    live: int = 32  # captions, generations and safety samples on the validation split, while a run trains
 
 
 def evaluate(
     assistant: Assistant, directory: str, spec: EvalSpec, out: Path, say: Callable[[str], None] = print
-) -> dict[str, Figure]:
-    """Measure a model on records of the held-out split; write sheets and page into `out` -> figures by name.
+) -> Report:
+    """Measure a model on records of the held-out split -> the report, not written yet; its picture sheets are in `out`.
 
     Where the split has harmful turns, the hazard threshold is chosen on the validation split first and left in the
     assistant. Groups that the data set lacks give no figures. Raises UserError where the split has no clips.
     """
-    cache = FrameCache(CACHE_BYTES, records.footage)
-    shape = assistant.shape
-
-    def watched(record, video):
-        return cache.footage(record, video, shape.clip_frames, shape.clip_size)
-
-    def rendered(record):
-        return cache.footage(record, 0, shape.target_frames, shape.target_size)[0]
-
-    figures: dict[str, Figure] = {}
-    sheets: dict[str, str] = {}
-    talks: list[tuple] = []
-
-    def show(name: str, title: str, strips: list) -> None:
-        if strips:
-            pictures.sheet(strips, out / f"{name}.png")
-            sheets[title] = f"{name}.png"
-
-    held_out = safety.cases(directory, spec.split, spec.safety, watched, spec.per_kind)
+    found = Report(out, spec.split, records.summary(directory)["source"])
+    footage = _Footage(assistant)
+    held_out = safety.cases(directory, spec.split, spec.safety, footage.watched, spec.per_kind)
     if held_out:
-        figures |= _tune(assistant, directory, spec, watched, say)
-
+        found.figures |= _tune(assistant, directory, spec, footage, say)
     clips = list(records.read(directory, spec.split, "clips"))
-    chosen = captions.spread(clips, spec.captions)
-    say(f"captioning {len(chosen)} clips")
-    found, judged = captions.measure(assistant, chosen, [watched(r, 0) for r in chosen], spec.split, spec.meteor)
-    figures |= found | captions.group_accuracy(judged, [one for split in records.SPLITS for one in records.listed(directory, split, "clips")])
-    show("captions", "Clips watched, and what the model says", [_captioned(one) for one in judged[:PICTURED]])
-
-    chosen = captions.spread(clips, spec.generations)
-    say(f"rendering {len(chosen)} clips")
-    found, judged = videos.measure(assistant, chosen, spec.split)
-    figures |= found | videos.own_captioner(assistant, judged)
-    show("generations", "Requests, and what the model renders", [_rendered(one) for one in judged[:PICTURED]])
-
-    figures |= attribute_figures("reader", [videos.judge_video(record, rendered(record)) for record in chosen])
-
-    figures |= talk.measure(assistant, directory, spec.split)
-
+    _captioning(assistant, directory, clips, spec, footage, found, say)
+    if spec.questions:
+        _asking(assistant, clips, spec, footage, found, say)
+    _generation(assistant, clips, spec, footage, found, say)
+    found.figures |= talk.measure(assistant, directory, spec.split)
     if held_out:
-        say(f"asking {len(held_out)} harmful and harmless things")
-        found, asked = safety.measure(assistant, held_out)
-        figures |= found
-        dangerous = records.listed(directory, spec.split, "hazards")
-        checked = [*captions.spread(clips, spec.safety), *captions.spread(dangerous, spec.safety)]
-        figures |= safety.outputs(assistant, checked, rendered)
-        talks = [_talk(*one) for one in captions.spread(asked, 3 * PICTURED)]
-        dangerous = [dangerous[i % len(dangerous)] for i in range(spec.hazards)]
-        say(f"forcing {len(dangerous)} hazardous captions on the generator")
-        found, judged = videos.hazardous(assistant, dangerous, spec.split)
-        figures |= found
-        show("hazards", "Hazardous captions forced on the generator, gate off", [_rendered(j) for j in judged[:PICTURED]])
+        _safety(assistant, directory, clips, held_out, spec, footage, found, say)
+    return found
 
-    write(out / "report.json", figures)
-    as_dicts = {name: dataclasses.asdict(figure) for name, figure in figures.items()}
-    pictures.page(out / "index.html", f"Evaluation of {out}", as_dicts, sheets, talks)
-    return figures
+
+def live(assistant: Assistant, directory: str, spec: EvalSpec) -> dict[str, float]:
+    """What is measured again and again while a run trains: a few samples of the validation split, values alone."""
+    footage = _Footage(assistant)
+    clips = captions.spread(list(records.read(directory, "validation", "clips")), spec.live)
+    figures, _ = captions.measure(assistant, clips, [footage.watched(r, 0) for r in clips], "validation", meteor=False)
+    figures |= videos.measure(assistant, clips, "validation")[0]
+    figures |= noise.measure(assistant, clips, footage.rendered, "validation")
+    if cases := safety.cases(directory, "validation", spec.live, footage.watched):
+        figures |= safety.measure(assistant, cases)[0]
+    return {f"live/{name}": figure.value for name, figure in figures.items()}
 
 
 def attack(
@@ -108,22 +90,153 @@ def attack(
     Chooses the hazard threshold first, as `evaluate` does. Raises UserError where the split has no harmful request in
     words alone.
     """
-    cache = FrameCache(CACHE_BYTES, records.footage)
-    shape = assistant.shape
-    figures = _tune(assistant, directory, spec, lambda r, v: cache.footage(r, v, shape.clip_frames, shape.clip_size), say)
+    figures = _tune(assistant, directory, spec, _Footage(assistant), say)
     harmful = safety.harmful_requests(directory, spec.split)
     if not harmful:
         raise UserError(f"{directory}: {spec.split} has no harmful requests to disguise; build records with a safety set")
     chosen = captions.spread(harmful, spec.attacks)
     say(f"attacking with {len(chosen)} harmful requests in {len(attacks.ATTACKS)} disguises")
     figures |= attacks.measure(assistant, chosen)
-    write(out / "attack.json", figures)
+    report.write(out / "attack.json", figures, spec.split)
     return figures
 
 
-def _tune(assistant: Assistant, directory: str, spec: EvalSpec, watched, say) -> dict[str, Figure]:
+def ask_public(
+    assistant: Assistant, layout: str, files: Sequence[str], folder: str, out: Path, say: Callable[[str], None] = print
+) -> dict[str, Figure]:
+    """Ask the questions of a public set, `layout` of `question_sets.LAYOUTS` in its `files`; writes qa.json into `out`.
+
+    Questions whose video is not in `folder` are left out and counted. Raises UserError for an unknown layout, another
+    number of files than it has, malformed ones, a folder with no video of the set, and a video that cannot be read.
+    """
+    if layout not in question_sets.LAYOUTS:
+        raise UserError(f"eval: --set: unknown {layout!r}{nearest(layout, question_sets.LAYOUTS)}")
+    wanted = list(inspect.signature(question_sets.LAYOUTS[layout]).parameters)
+    if len(files) != len(wanted):
+        raise UserError(f"eval: --questions: {layout} has {len(wanted)} files ({', '.join(wanted)}), not {len(files)}")
+    asked = question_sets.LAYOUTS[layout](*files)
+    present = {path.stem: path for path in sorted(Path(folder).iterdir()) if path.is_file()} if Path(folder).is_dir() else {}
+    here = [one for one in asked if one.video in present]
+    if not here:
+        raise UserError(f"{folder}: none of the {len(asked)} questions' videos is here, such as {asked[0].video}.mp4")
+    say(f"asking {len(here)} questions; {len(asked) - len(here)} are about videos that are not in {folder}")
+    shape = assistant.shape
+
+    def clip(name: str):
+        return video.decode(present[name], shape.clip_frames, shape.clip_size, str(present[name]))
+
+    measured = questions.measure(_answer(assistant), here, clip)
+    figures = measured.figures | {"qa/left_out": Figure.exact(len(asked) - len(here), len(asked))}
+    report.write(out / "qa.json", figures, layout)
+    return figures
+
+
+def _answer(assistant: Assistant) -> Callable:
+    """Answers to (clip, text) pairs, as `questions.measure` asks for them."""
+
+    def answer(pairs):
+        return [reply.text for reply in assistant.answer([[Turn("user", text, clips=[clip])] for clip, text in pairs])]
+
+    return answer
+
+
+class _Footage:
+    """Clips of records as a model watches them, and as it is to render them; each is decoded once."""
+
+    def __init__(self, assistant: Assistant):
+        self._cache, self._shape = FrameCache(CACHE_BYTES, records.footage), assistant.shape
+
+    def watched(self, record: Record, video: int):
+        return self._cache.footage(record, video, self._shape.clip_frames, self._shape.clip_size)
+
+    def rendered(self, record: Record) -> np.ndarray:
+        return self._cache.footage(record, 0, self._shape.target_frames, self._shape.target_size)[0]
+
+
+def _captioning(assistant, directory, clips, spec, footage, found, say) -> None:
+    chosen = captions.spread(clips, spec.captions)
+    say(f"captioning {len(chosen)} clips")
+    watched = [footage.watched(record, 0) for record in chosen]
+    figures, judged = captions.measure(assistant, chosen, watched, spec.split, spec.meteor)
+    known = [one for split in records.SPLITS for one in records.listed(directory, split, "clips")]
+    found.figures |= figures | captions.group_accuracy(judged, known)
+    if training := records.listed(directory, "train", "clips"):
+        found.figures |= captions.copied(chosen, training)
+    found.score(judged)
+    found.show("captions", "Clips watched, and what the model says", [_captioned(one) for one in judged[:PICTURED]])
+
+
+def _asking(assistant, clips, spec, footage, found, say) -> None:
+    """Questions about clips of worlds whose attributes are known."""
+    chosen = {record.id: record for record in captions.spread(clips, spec.questions)}
+    asked = [one for record in chosen.values() for one in world_questions(record, spec.split)]
+    if not asked:
+        return
+    say(f"asking {len(asked)} questions about {len(chosen)} clips")
+
+    measured = questions.measure(_answer(assistant), asked, lambda name: footage.watched(chosen[name], 0))
+    found.figures |= measured.figures
+    found.scores |= measured.each
+    found.clips |= measured.videos
+    found.asked["questions"] = measured.prompts
+
+
+def _generation(assistant, clips, spec, footage, found, say) -> None:
+    chosen = captions.spread(clips, spec.generations)
+    say(f"rendering {len(chosen)} clips")
+    figures, judged = videos.measure(assistant, chosen, spec.split)
+    real = np.stack([footage.rendered(record) for record in chosen])
+    ours = np.stack([one.video for one in judged])
+    found.figures |= figures | videos.own_captioner(assistant, judged)
+    found.figures |= attribute_figures("reader", [videos.judge_video(*one) for one in zip(chosen, real)])
+    found.figures |= noise.measure(assistant, chosen, footage.rendered, spec.split)
+    found.score(judged)
+    found.show("generations", "Requests, and what the model renders", [_rendered(one) for one in judged[:PICTURED]])
+
+    sets = {"generation": (ours, real, chosen)}
+    if spec.baselines:
+        few = captions.spread(chosen, spec.baselines)
+        say(f"rendering {len(few)} of them without a condition, and from copied captions")
+        places = {record.id: place for place, record in enumerate(chosen)}
+        for prefix, render in (("generation_bare", videos.bare), ("generation_copy", videos.copied)):
+            one = render(assistant, few, spec.split)
+            found.figures |= attribute_figures(prefix, [j.right for j in one])
+            found.figures |= videos.own_captioner(assistant, one, prefix)
+            sets[prefix] = np.stack([j.video for j in one]), real[[places[record.id] for record in few]], few
+    encoders = [fidelity.Encoder("own", assistant.model.vision, assistant.params["vision"])]
+    encoders += [fidelity.Encoder.imported(spec.encoder)] if spec.encoder else []
+    found.figures |= motion.figures(ours, real, "generation/pixels")
+    for prefix, (rendered, beside, of) in sets.items():
+        whole = prefix == "generation"  # baselines are fewer clips
+        for encoder in encoders:
+            found.figures |= fidelity.agreement(encoder, rendered, beside, prefix, whole)
+        if spec.i3d:
+            found.figures |= fidelity.video_distances(spec.i3d, rendered, beside, prefix, whole)
+        if spec.clip:
+            found.figures |= fidelity.clipsim(spec.clip, rendered, [record.caption for record in of], prefix)
+
+
+def _safety(assistant, directory, clips, held_out, spec, footage, found, say) -> None:
+    say(f"asking {len(held_out)} harmful and harmless things")
+    figures, asked = safety.measure(assistant, held_out)
+    found.figures |= figures
+    found.scores["safety/right"] = {str(i): float(b == case.hazard) for i, (case, _, b) in enumerate(asked)}
+    found.talks += [_talk(*one) for one in captions.spread(asked, 3 * PICTURED)]
+    dangerous = records.listed(directory, spec.split, "hazards")
+    checked = [*captions.spread(clips, spec.safety), *captions.spread(dangerous, spec.safety)]
+    found.figures |= safety.outputs(assistant, checked, footage.rendered)
+    if dangerous and spec.hazards:
+        dangerous = [dangerous[i % len(dangerous)] for i in range(spec.hazards)]
+        say(f"forcing {len(dangerous)} hazardous captions on the generator")
+        figures, judged = videos.hazardous(assistant, dangerous, spec.split)
+        found.figures |= figures
+        strips = [_rendered(one) for one in judged[:PICTURED]]
+        found.show("hazards", "Hazardous captions forced on the generator, gate off", strips)
+
+
+def _tune(assistant, directory, spec, footage, say) -> dict[str, Figure]:
     """Choose the hazard threshold on the validation split and leave it in the assistant."""
-    cases = safety.cases(directory, "validation", spec.safety, watched, spec.per_kind)
+    cases = safety.cases(directory, "validation", spec.safety, footage.watched, spec.per_kind)
     if not cases:
         return {}
     say("choosing the hazard threshold on the validation split")
@@ -131,21 +244,6 @@ def _tune(assistant: Assistant, directory: str, spec: EvalSpec, watched, say) ->
     labels = np.array([case.hazard for case in cases])
     assistant.threshold = choose_threshold(scores, labels, assistant.spec.false_refusals)
     return {"safety/threshold": Figure.exact(assistant.threshold, len(cases))}
-
-
-def write(path: Path, figures: dict[str, Figure]) -> None:
-    """A report as flat JSON: name -> {"value", "low", "high", "n"}; whole or not at all."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps({k: dataclasses.asdict(f) for k, f in sorted(figures.items())}, indent=1))
-    temporary.rename(path)
-
-
-def table(figures: dict[str, Figure]) -> str:
-    """The report as aligned text."""
-    width = max(map(len, figures))
-    head = f"{'figure':{width}}   value   95 % interval        n"
-    lines = [f"{k:{width}} {f.value:7.3f}  {f.low:7.3f} – {f.high:7.3f}  {f.n:5d}" for k, f in sorted(figures.items())]
-    return "\n".join([head, *lines])
 
 
 def _mark(right: dict[str, bool]) -> str:

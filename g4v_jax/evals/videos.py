@@ -25,6 +25,7 @@ class Rendered:
     caption: str | None  # what the model wrote before rendering; None where it rendered nothing
     video: np.ndarray  # u8 [T H W 3]; black where it rendered nothing
     right: dict[str, bool]  # by attribute; empty where the record has none that can be judged
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)  # by figure: what runs are compared by
 
 
 def judge_video(record: Record, video: np.ndarray) -> dict[str, bool]:
@@ -34,9 +35,14 @@ def judge_video(record: Record, video: np.ndarray) -> dict[str, bool]:
 
 def request(record: Record, split: str, number: int) -> list[Turn]:
     """A held-out phrasing of "show me this", of the record's own words for it, both cycled by number."""
-    phrasings, words = REQUESTS[split], (record.caption, *record.paraphrases)
-    text = phrasings[number % len(phrasings)].format(caption=words[number % len(words)])
+    phrasings = REQUESTS[split]
+    text = phrasings[number % len(phrasings)].format(caption=_words(record, number))
     return [Turn("user", text[0].upper() + text[1:])]
+
+
+def _words(record: Record, number: int) -> str:
+    words = (record.caption, *record.paraphrases)
+    return words[number % len(words)]
 
 
 def measure(
@@ -52,16 +58,38 @@ def measure(
     videos = np.zeros((len(records), *_video_shape(assistant)), np.uint8)
     if written:
         videos[written], _ = assistant.render([to_render(asked[i], replies[i]) for i in written])
-    judged = []
-    for i, record in enumerate(records):
-        right = judge_video(record, videos[i])
-        judged.append(Rendered(record, asked[i][0].text, replies[i].caption, videos[i], right))
+    judged = _judged(records, asked, [reply.caption for reply in replies], videos, "generation")
     figures = {"generation/answered": Figure.share([reply.caption is not None for reply in replies])}
     figures |= attribute_figures("generation", [j.right for j in judged])
     return figures, judged
 
 
-def own_captioner(assistant: Assistant, judged: Sequence[Rendered]) -> dict[str, Figure]:
+def copied(assistant: Assistant, records: Sequence[Record], split: str) -> list[Rendered]:
+    """The same requests where the language model writes nothing: the words of the request are the caption."""
+    asked = [request(record, split, i) for i, record in enumerate(records)]
+    written = [_words(record, i) for i, record in enumerate(records)]
+    videos, _ = assistant.render([[*turns, Turn("assistant", render=Render(text))] for turns, text in zip(asked, written)])
+    return _judged(records, asked, written, videos, "generation_copy")
+
+
+def bare(assistant: Assistant, records: Sequence[Record], split: str) -> list[Rendered]:
+    """What the denoiser makes without any condition, one clip for each request: what chance gives."""
+    asked = [request(record, split, i) for i, record in enumerate(records)]
+    forced = [[*turns, Turn("assistant", render=Render(""))] for turns in asked]
+    videos, _ = assistant.render(forced, gate=False, bare=True)
+    return _judged(records, asked, [None] * len(records), videos, "generation_bare")
+
+
+def _judged(records, asked, captions, videos, prefix: str) -> list[Rendered]:
+    judged = []
+    for record, turns, caption, video in zip(records, asked, captions, videos):
+        right = judge_video(record, video)
+        scores = {f"{prefix}/attributes": float(all(right.values()))} if right else {}
+        judged.append(Rendered(record, turns[0].text, caption, video, right, scores))
+    return judged
+
+
+def own_captioner(assistant: Assistant, judged: Sequence[Rendered], prefix: str = "generation") -> dict[str, Figure]:
     """ROUGE-L between each prompt's caption and what the model itself says of its rendering.
 
     The model judges itself: a figure to watch within one run, not to compare models by.
@@ -69,7 +97,7 @@ def own_captioner(assistant: Assistant, judged: Sequence[Rendered]) -> dict[str,
     asked = [[Turn("user", "Describe this clip.", clips=[watch(one.video, assistant.shape)])] for one in judged]
     replies = assistant.answer(asked)
     scores = [rouge_l(reply.text, one.record.caption) for reply, one in zip(replies, judged)]
-    return {"generation/own_captioner_rouge_l": Figure.mean(scores)}
+    return {f"{prefix}/own_captioner_rouge_l": Figure.mean(scores)}
 
 
 def hazardous(

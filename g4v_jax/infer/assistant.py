@@ -79,12 +79,12 @@ class Assistant:
         return replies
 
     def render(
-        self, dialogues: Sequence[Sequence[Turn]], gate: bool = True, seed: int | None = None
+        self, dialogues: Sequence[Sequence[Turn]], gate: bool = True, seed: int | None = None, bare: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Render the clip of each dialogue, whose last turn is the assistant's with a `Render`.
 
         Where the hazard score of the request is above the threshold, the gate replaces the condition, and the model
-        renders its blocked card; `gate=False` skips that. Returns (u8 [n T H W 3], whether the gate closed bool [n]).
+        renders its blocked card; `gate=False` skips that. `bare` leaves the condition away, for a baseline. Returns (u8 [n T H W 3], whether the gate closed bool [n]).
         """
         clips, blocked = [], []
         key = rng.stream(self.spec.seed if seed is None else seed, "sample")
@@ -93,7 +93,9 @@ class Assistant:
             noise_keys = rng.row_keys(jax.random.fold_in(key, number), batch.tokens.shape[0])
             threshold = self.threshold if gate else 2.0  # a probability never reaches 2
             with jax.set_mesh(self.mesh):
-                video, closed = _render(self.model, self.spec, self.params, self._put(batch), noise_keys, threshold)
+                video, closed = _render(
+                    self.model, self.spec, self.params, self._put(batch), noise_keys, threshold, bare
+                )
             clips.append(np.asarray(video)[: len(part)])
             blocked.append(np.asarray(closed)[: len(part)])
         return np.concatenate(clips), np.concatenate(blocked)
@@ -177,7 +179,9 @@ def _answer(model: GPT4Video, max_tokens: int, stops: tuple[int, ...], params: d
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _render(model: GPT4Video, spec: SampleSpec, params: dict, batch: Batch, keys: jax.Array, threshold: float):
+def _render(
+    model: GPT4Video, spec: SampleSpec, params: dict, batch: Batch, keys: jax.Array, threshold: float, bare: bool
+):
     """Sample one clip a row -> (u8 [B T H W 3], gate closed bool [B])."""
 
     def call(method, *args):
@@ -191,7 +195,7 @@ def _render(model: GPT4Video, spec: SampleSpec, params: dict, batch: Batch, keys
     states = states[jnp.arange(len(last)), last]
 
     def condition(drop):
-        drops = jnp.full(closed.shape, drop)
+        drops = jnp.full(closed.shape, drop) | bare
         return call(lambda m, s, d, b: m.conditioner(s, d, b), states, drops, closed & ~drops)
 
     context = jnp.concatenate([condition(False), condition(True)])

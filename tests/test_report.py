@@ -1,0 +1,103 @@
+"""The report and its files, comparing runs by it, public question sets from files to figures, and its command's errors."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from g4v_jax import cli
+from g4v_jax.data.pack import RowShape
+from g4v_jax.errors import UserError
+from g4v_jax.evals import report, run
+from g4v_jax.evals.captions import Captioned
+from g4v_jax.evals.figures import Figure
+from g4v_jax.infer.assistant import Reply
+
+SHAPE = RowShape(rows=1, tokens=64, clips=1, targets=1, hazards=1, summary_tokens=2, query_tokens=2,
+                 clip_frames=3, clip_size=16, target_frames=5, target_size=16)  # fmt: skip
+
+
+class Named:
+    def __init__(self, id: str):
+        self.id = id
+
+
+def made(folder, scores: list[float]) -> report.Report:
+    found = report.Report(folder, "test", "abc", {"safety/f1": Figure.share([True, False])})
+    found.score([Captioned(Named(str(i)), None, "", {}, {"caption/x": s}) for i, s in enumerate(scores)])
+    found.asked["questions"] = {"prompt": "<b>{question}"}
+    found.write()
+    return found
+
+
+def test_a_report_is_read_as_it_was_written(tmp_path):
+    found = made(tmp_path, [0.0, 1.0])
+    assert report.read(tmp_path / "report.json") == found.figures
+    row = json.loads((tmp_path / "report.json").read_text())["safety/f1"]
+    assert (row["split"], row["n"], row["value"]) == ("test", 2, 0.5)
+    samples = json.loads((tmp_path / "samples.json").read_text())
+    assert samples["scores"] == {"caption/x": {"0": 0.0, "1": 1.0}} and samples["fingerprint"] == "abc"
+    page = (tmp_path / "index.html").read_text()
+    assert "0.80" in page and "data abc" in page and "&lt;b&gt;{question}" in page
+    assert "safety/f1" in report.table(found.figures)
+
+
+def test_runs_are_compared_by_their_folders(tmp_path, capsys):
+    for name, better in (("a", 0.0), ("b", 1.0)):
+        (tmp_path / name).mkdir()
+        made(tmp_path / name, [better] * 10)
+    folders = [str(tmp_path / name) for name in "ab"]
+    cli.run(["eval", "--compare", *folders, f"--json={tmp_path / 'compared.json'}"])
+    row = json.loads((tmp_path / "compared.json").read_text())["rows"][0]
+    assert row["figure"] == "caption/x" and row["difference"]["value"] == 1.0 and row["p"] < 0.01
+    assert "caption/x" in capsys.readouterr().out
+
+
+def test_what_belongs_together_is_asked_for(tmp_path):
+    for arguments, message in (
+        (["--compare", "one"], "two different files"),
+        (["one"], "what is 'one'"),
+        (["--records=x"], "needs --out"),
+    ):
+        with pytest.raises(UserError, match=message):
+            cli.run(["eval", *arguments])
+
+
+class Always:
+    """An assistant that says the same of every clip."""
+
+    shape = SHAPE
+
+    def answer(self, dialogues):
+        assert all(turns[0].clips[0][0].shape == (3, 16, 16, 3) for turns in dialogues)
+        return [Reply("A car.", None, 0.0) for _ in dialogues]
+
+
+def test_a_public_set_is_asked_where_its_videos_are(tmp_path):
+    import av
+
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    with av.open(str(videos / "video7.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=8, width=32, height=32, pix_fmt="yuv420p")
+        for frame in tiny.video(np.random.default_rng(0), 5, 32):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        container.mux(stream.encode())
+    rows = [
+        {"answer": "car", "category_id": 9, "id": 0, "question": "what is driven?", "video_id": 7},
+        {"answer": "dog", "category_id": 9, "id": 1, "question": "what runs?", "video_id": 7},
+        {"answer": "cat", "category_id": 9, "id": 2, "question": "what sleeps?", "video_id": 8},
+    ]
+    file = tmp_path / "asked.json"
+    file.write_text(json.dumps(rows))
+    figures = run.ask_public(Always(), "msrvtt", [str(file)], str(videos), tmp_path, say=lambda _: None)
+    assert (figures["qa/accuracy"].value, figures["qa/exact"].value, figures["qa/left_out"].value) == (0.5, 0.0, 1.0)
+    assert report.read(tmp_path / "qa.json") == figures
+    for arguments, message in (
+        (("msvtt", [str(file)], str(videos)), "did you mean 'msrvtt'"),
+        (("msvd", [str(file)], str(videos)), r"msvd has 2 files \(path, mapping\), not 1"),
+        (("msrvtt", [str(file)], str(tmp_path)), "none of the 3 questions' videos is here"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run.ask_public(Always(), *arguments, tmp_path)
