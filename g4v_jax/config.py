@@ -33,9 +33,12 @@ def parse(command: str, arguments: list[str], define) -> tuple[flags.FlagValues,
         positional = values([command, *arguments])[1:]
         if "config" in values:
             values.config.keys()  # a file that does not load raises when something is asked of it
-    except KeyError as error:
-        raise UserError(f"g4v {command}: the config sets no field {_plain(error)!r}; add it to the file") from error
-    except (flags.Error, AttributeError, TypeError, ValueError) as error:
+    except (KeyError, AttributeError) as error:
+        text = _plain(error).strip("'")
+        if isinstance(error, KeyError) or text.isidentifier():  # a field that keeps its default has no type to read by
+            text = f"the config sets no field {text!r}; add it to the file"
+        raise UserError(f"g4v {command}: {text}") from error
+    except (flags.Error, TypeError, ValueError) as error:
         raise UserError(f"g4v {command}: {_plain(error)}") from error
     except (OSError, SyntaxError, ImportError) as error:
         raise UserError(f"g4v {command}: cannot read the config: {_plain(error)}") from error

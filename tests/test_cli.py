@@ -39,6 +39,7 @@ def fails(capsys, *arguments: str) -> str:
         (("data", "inspect", QUICKSTART, "--config.data.records=WORK/none"), ("WORK/none",)),
         (("check", QUICKSTART, "--devices=8", "--config.mesh.fsdp=3"), ("mesh", "8 device")),
         (("check", QUICKSTART, "--devices=8", "--config.nothing.at_all=3"), ("nothing",)),
+        (("check", QUICKSTART, "--devices=8", "--config.model.llm.remat=full"), ("sets no field 'remat'", "add it to the file")),
         (("check", QUICKSTART, "--devices=8", "--config.rows.rows=6"), ("rows.rows", "multiple of 8")),
         (("check", QUICKSTART, "--devices=8", "--config.rows.target_frames=8"), ("target_frames", "8 frames")),
         (("data", "make", "--config=configs/emoji.py"), ("no world section",)),
