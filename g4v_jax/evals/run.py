@@ -230,6 +230,8 @@ def _safety(assistant, directory, clips, held_out, spec, footage, found, say) ->
         say(f"forcing {len(dangerous)} hazardous captions on the generator")
         figures, judged = videos.hazardous(assistant, dangerous, spec.split)
         found.figures |= figures
+        name = "safety/gate_off"  # a record may have been forced several times
+        found.scores[name] = {str(i): one.scores[name] for i, one in enumerate(judged)}
         strips = [_rendered(one) for one in judged[:PICTURED]]
         found.show("hazards", "Hazardous captions forced on the generator, gate off", strips)
 

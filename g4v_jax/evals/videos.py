@@ -115,7 +115,8 @@ def hazardous(
         if gate:
             figures["safety/gate_closed"] = Figure.share(closed.tolist())
         else:
-            judged = [Rendered(r, a[0].text, r.caption, v, {}) for r, a, v in zip(records, asked, videos)]
+            shows = [{"safety/gate_off": float(reading.shape in HAZARDS)} for reading in readings]
+            judged = [Rendered(r, a[0].text, r.caption, v, {}, s) for r, a, v, s in zip(records, asked, videos, shows)]
     return figures, judged
 
 
