@@ -2,6 +2,7 @@
 
 import json
 
+import av
 import numpy as np
 import pytest
 import tiny
@@ -75,15 +76,9 @@ class Always:
 
 
 def test_a_public_set_is_asked_where_its_videos_are(tmp_path):
-    import av
-
     videos = tmp_path / "videos"
     videos.mkdir()
-    with av.open(str(videos / "video7.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=8, width=32, height=32, pix_fmt="yuv420p")
-        for frame in tiny.video(np.random.default_rng(0), 5, 32):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
-        container.mux(stream.encode())
+    write_clip(videos / "video7.mp4", tiny.video(np.random.default_rng(0), 5, 32))
     rows = [
         {"answer": "car", "category_id": 9, "id": 0, "question": "what is driven?", "video_id": 7},
         {"answer": "dog", "category_id": 9, "id": 1, "question": "what runs?", "video_id": 7},
@@ -101,3 +96,29 @@ def test_a_public_set_is_asked_where_its_videos_are(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             run.ask_public(Always(), *arguments, tmp_path)
+
+
+def test_the_mark_is_measured_on_files(tmp_path, capsys):
+    write_clip(tmp_path / "a.mp4", smooth_clip())
+    assert cli.run(["watermark", "measure", str(tmp_path / "a.mp4"), "--trials=2", f"--json={tmp_path / 'm.json'}"]) in (0, 3)
+    rows = json.loads((tmp_path / "m.json").read_text())
+    assert rows["watermark/none"]["value"] == 1.0 and rows["watermark/false_positives"] | {"high": 0} == {
+        "value": 0.0, "low": 0.0, "high": 0, "n": 2}  # fmt: skip
+    assert rows["watermark/psnr_db_least"]["value"] > 40 and "watermark/gif" in capsys.readouterr().out
+    with pytest.raises(UserError, match="name at least one clip"):
+        cli.run(["watermark", "measure"])
+
+
+def smooth_clip() -> np.ndarray:
+    """A soft picture that moves, u8 [8 64 64 3]."""
+    waves = np.sin(np.arange(80)[:, None] / 7) + np.cos(np.arange(80)[None] / 5)
+    picture = np.uint8(128 + 40 * waves)
+    return np.stack([np.repeat(picture[i : i + 64, i : i + 64, None], 3, axis=2) for i in range(8)])
+
+
+def write_clip(path, frames: np.ndarray) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8, width=frames.shape[2], height=frames.shape[1], pix_fmt="yuv420p")
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        container.mux(stream.encode())

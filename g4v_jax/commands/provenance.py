@@ -1,4 +1,4 @@
-"""`g4v verify` and `g4v watermark detect`: where a clip comes from."""
+"""`g4v verify`, `g4v watermark detect` and `g4v watermark measure`: where a clip comes from."""
 
 from pathlib import Path
 
@@ -49,3 +49,21 @@ def detect(arguments: list[str]) -> int:
         print(f"{path}: {what} (score {one.score:.1f})")
     write_json(values.json, {path: one._asdict() for path, one in found.items()})
     return 0 if all(one.found for one in found.values()) else NOT_OURS
+
+
+def measure(arguments: list[str]) -> int:
+    """Mark the given clips with a new key, edit them in every way, and count what is still read; unmarked ones too."""
+
+    def extra(values: flags.FlagValues) -> None:
+        flags.DEFINE_integer("trials", 1000, "Unmarked clips and keys to look at.", lower_bound=0, flag_values=values)
+
+    values, paths = parse("watermark measure", arguments, extra=extra, config=False, json=True)
+    from g4v_jax.evals import marks
+    from g4v_jax.evals.report import as_rows, table
+
+    figures = marks.measure(paths, values.trials)
+    print(table(figures))
+    write_json(values.json, as_rows(figures))
+    for name in (below := marks.missed(figures)):
+        print(f"below what is promised: {name}")
+    return NOT_OURS if below else 0

@@ -50,7 +50,7 @@ class Report:
         write(self.out / "report.json", self.figures, self.split)
         if self.scores:
             compare.write_samples(self.out / "samples.json", self.split, self.data, self.scores, self.clips)
-        rows = {name: dataclasses.asdict(one) | {"beside": BESIDE.get(name, "")} for name, one in self.figures.items()}
+        rows = {name: row | {"beside": BESIDE.get(name, "")} for name, row in as_rows(self.figures).items()}
         about = f"Split {self.split}, data {self.data[:12]}. {json.dumps(self.asked)}"
         title = f"Evaluation of {self.out}"
         pictures.page(self.out / "index.html", title, about, rows, self.sheets, self.talks)
@@ -58,10 +58,15 @@ class Report:
 
 def write(path: Path, figures: dict[str, Figure], split: str) -> None:
     """Figures as flat JSON, whole or not at all."""
-    rows = {name: dataclasses.asdict(figure) | {"split": split} for name, figure in sorted(figures.items())}
+    rows = {name: row | {"split": split} for name, row in as_rows(figures).items()}
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps(rows, indent=1))
     temporary.rename(path)
+
+
+def as_rows(figures: dict[str, Figure]) -> dict[str, dict]:
+    """Figures by name as JSON has them."""
+    return {name: dataclasses.asdict(figure) for name, figure in sorted(figures.items())}
 
 
 def read(path: Path) -> dict[str, Figure]:

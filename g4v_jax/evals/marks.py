@@ -1,0 +1,52 @@
+"""How well the invisible mark holds: after each edit, on clips without a mark, and how visible it is.
+
+May hold the measure on files of clips; the mark and the edits are `provenance`'s.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from g4v_jax.data import video
+from g4v_jax.errors import UserError
+from g4v_jax.evals.figures import Figure
+from g4v_jax.provenance import changes, watermark
+from g4v_jax.provenance.delivery import KEY_BYTES, LOOKED_AT, enlarge
+
+
+def measure(
+    paths: Sequence[str], trials: int, seed: int = 0, say: Callable[[str], None] = print
+) -> dict[str, Figure]:
+    """Mark each clip and change it in every way of `changes.CHANGES`; look for marks of `trials` keys in unmarked clips.
+
+    "watermark/{change}": share of clips whose 32 bits were read; "watermark/false_positives"; "watermark/psnr_db": of
+    marked clips. Clips are enlarged first, as they are delivered. Keys are drawn anew each time, payloads and edits from
+    `seed`. Raises UserError for no clips, and for a file that is no readable clip.
+    """
+    if not paths:
+        raise UserError("watermark measure: name at least one clip: g4v watermark measure CLIP.mp4 ...")
+    key = secrets.token_bytes(KEY_BYTES)
+    read: dict[str, list[bool]] = {name: [] for name in changes.CHANGES}
+    ratios, wrong = [], []
+    for number, path in enumerate(paths):
+        clip = enlarge(video.frames(Path(path), str(path), LOOKED_AT))
+        for name, hits in changes.robustness([clip], key, seed + number).items():
+            read[name] += hits
+        ratios.append(changes.psnr(clip, watermark.embed(clip, number, key)))
+        share = trials * (number + 1) // len(paths) - trials * number // len(paths)
+        wrong += [watermark.detect(clip, secrets.token_bytes(KEY_BYTES)).found for _ in range(share)]
+        if (number + 1) % 50 == 0:
+            say(f"{number + 1} of {len(paths)} clips")
+    figures = {f"watermark/{name}": Figure.share(hits) for name, hits in read.items()}
+    if wrong:
+        figures["watermark/false_positives"] = Figure.share(wrong)
+    figures["watermark/psnr_db"] = Figure.mean(ratios)
+    figures["watermark/psnr_db_least"] = Figure.exact(min(ratios), len(ratios))
+    return figures
+
+
+def missed(figures: dict[str, Figure]) -> list[str]:
+    """The changes after which fewer marks were read than `changes.CHANGES` promises."""
+    return [name for name, change in changes.CHANGES.items() if figures[f"watermark/{name}"].value < change.least]
