@@ -16,8 +16,6 @@ from g4v_jax.evals import distances, fidelity, noise
 from g4v_jax.evals.videos import request
 from g4v_jax.infer.assistant import Assistant, SampleSpec
 
-pytestmark = pytest.mark.usefixtures("one_device")
-
 BUILD = tiny.build()
 SPEC = SampleSpec(rows=4, max_tokens=4, steps=2)
 GENERATOR = np.random.default_rng(0)
@@ -61,7 +59,7 @@ def test_the_error_at_each_noise_is_the_generation_loss_there():
 
 @pytest.fixture(scope="module")
 def encoder() -> fidelity.Encoder:
-    return fidelity.Encoder("own", BUILD.model.vision, tiny.params()["vision"])
+    return fidelity.Encoder("own", BUILD.model.vision, tiny.params()["vision"], BUILD.mesh)
 
 
 def test_a_clip_agrees_with_itself_and_not_with_others(encoder):

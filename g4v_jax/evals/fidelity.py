@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from g4v_jax import sharding
 from g4v_jax.errors import UserError
 from g4v_jax.evals import distances, i3d
 from g4v_jax.evals.figures import Figure
 from g4v_jax.models.vision import Vision
 from g4v_jax.weights.folder import TowerFolder
 
-BATCH = 16  # clips at a time
+BATCH = 16  # clips at a time, or as many more as the mesh needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Encoder:
     name: str  # in figures
     module: Vision
     params: dict
+    mesh: jax.sharding.Mesh
 
     @classmethod
     def imported(cls, folder: str) -> "Encoder":
@@ -40,15 +42,18 @@ class Encoder:
         tower = TowerFolder(Path(folder))
         if tower.family.tower != "vision":
             raise UserError(f"evaluate.encoder: {folder} is a {tower.family.tower}; give an imported vision tower")
-        return cls("encoder", tower.module, tower.load_whole())
+        one = sharding.make_mesh({"fsdp": 1}, jax.local_devices()[:1])
+        return cls("encoder", tower.module, tower.load(tower.shapes(one)), one)
 
     def frames(self, videos: np.ndarray) -> np.ndarray:
         """Clips u8 [N T H W 3] -> f32 [N T D]: each frame's features, averaged over patches."""
-        rows = []
-        for start in range(0, len(videos), BATCH):
-            part = videos[start : start + BATCH]
-            filled = np.concatenate([part, np.zeros((BATCH - len(part), *part.shape[1:]), np.uint8)])  # one compilation
-            rows.append(np.asarray(_frame_features(self.module, self.params, filled))[: len(part)])
+        rows, batch = [], -(-BATCH // self.mesh.size) * self.mesh.size
+        for start in range(0, len(videos), batch):
+            part = videos[start : start + batch]
+            filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), np.uint8)])  # one compilation
+            with jax.set_mesh(self.mesh):
+                found = _frame_features(self.module, self.params, sharding.put_batch(filled, self.mesh))
+            rows.append(np.asarray(found)[: len(part)])
         return np.concatenate(rows)
 
 

@@ -24,6 +24,8 @@ from g4v_jax.infer.assistant import Assistant
 from g4v_jax.safety.gate import choose_threshold
 
 CACHE_BYTES = 512 * 2**20
+LIVE = ("caption/rouge_l", "caption/attributes", "generation/answered", "generation/attributes", "denoising/t0.5",
+        "denoising_bare/t0.5", "safety/f1", "safety/false_refusals")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ def live(assistant: Assistant, directory: str, spec: EvalSpec) -> dict[str, floa
     figures |= noise.measure(assistant, clips, footage.rendered, "validation")
     if cases := safety.cases(directory, "validation", spec.live, footage.watched):
         figures |= safety.measure(assistant, cases)[0]
-    return {f"live/{name}": figure.value for name, figure in figures.items()}
+    return {f"live/{name}": figures[name].value for name in LIVE if name in figures}
 
 
 def attack(
@@ -203,7 +205,7 @@ def _generation(assistant, clips, spec, footage, found, say) -> None:
             found.figures |= attribute_figures(prefix, [j.right for j in one])
             found.figures |= videos.own_captioner(assistant, one, prefix)
             sets[prefix] = np.stack([j.video for j in one]), real[[places[record.id] for record in few]], few
-    encoders = [fidelity.Encoder("own", assistant.model.vision, assistant.params["vision"])]
+    encoders = [fidelity.Encoder("own", assistant.model.vision, assistant.params["vision"], assistant.mesh)]
     encoders += [fidelity.Encoder.imported(spec.encoder)] if spec.encoder else []
     found.figures |= motion.figures(ours, real, "generation/pixels")
     for prefix, (rendered, beside, of) in sets.items():
