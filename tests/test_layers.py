@@ -14,7 +14,7 @@ LEVELS = (  # a file imports from its own room and from lower levels; rooms of o
     {"losses", "safety", "weights", "provenance"},
     {"train", "infer"},
     {"evals"},
-    {"build"},
+    {"build", "plan"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -12,6 +12,7 @@ def check(arguments: list[str]) -> None:
 
     def extra(values: flags.FlagValues) -> None:
         flags.DEFINE_integer("devices", 4, "Virtual CPU devices.", lower_bound=1, flag_values=values)
+        flags.DEFINE_bool("flops", False, "Also count the arithmetic of a step, by tower.", flag_values=values)
         flags.DEFINE_bool("table", False, "Also print the sharding of every parameter.", flag_values=values)
 
     values, _ = parse("check", arguments, extra=extra, json=True)
@@ -21,14 +22,17 @@ def check(arguments: list[str]) -> None:
     jax.config.update("jax_num_cpu_devices", values.devices)
     from g4v_jax.build import Build
 
-    report = describe(Build(values.config))
+    build = Build(values.config)
+    report = describe(build) | ({"flops": arithmetic(build)} if values.flops else {})
     print(f"mesh                 {report['mesh']}")
     for tower, count in report["parameters"].items():
         print(f"{tower:20} {count['trainable']:>14,} trainable {count['frozen']:>14,} frozen")
     for name, size in report["bytes_per_device"].items():
         print(f"{name:20} {size / 2**20:14,.1f} MiB a device")
+    for tower, count in report.get("flops", {}).items():
+        print(f"{tower:20} {count / 1e9:14,.1f} GFLOP a step")
     if values.table:
-        print(sharding_table(Build(values.config)))
+        print(sharding_table(build))
     write_json(values.json, report)
 
 
@@ -60,6 +64,21 @@ def describe(build) -> dict:
             "batch": size(build.batch_shapes()),
         },
     }
+
+
+def arithmetic(build) -> dict[str, int]:
+    """Floating-point operations of one train step over the whole mesh, by tower and of the optimizer."""
+    import jax
+
+    from g4v_jax.build import TOWERS
+    from g4v_jax.plan import flops
+    from g4v_jax.train.step import make_step
+
+    step = make_step(build.objective, build.optimizer, build.step, seed=0)
+    state = build.blueprint.state_shapes(build.optimizer)
+    with jax.set_mesh(build.mesh):
+        traced = jax.make_jaxpr(step)(state, build.blueprint.frozen_shapes, build.batch_shapes())
+    return dict(sorted(flops.count(traced, (*TOWERS, "optimizer")).items()))
 
 
 def sharding_table(build) -> str:

@@ -65,8 +65,9 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, spe
                 lambda piece: gradient(state.trainable, piece), (*pieces, jnp.arange(spec.micro_batches))
             )
 
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+            trainable = optax.apply_updates(state.trainable, updates)
         ema = optax.incremental_update(_like(trainable, state.ema), state.ema, 1.0 - spec.ema_decay)
         metrics = {f"loss/{name}": value for name, value in losses.items()}
         metrics |= {f"gradient/{tower}": optax.tree.norm(tree) for tower, tree in gradients.items()}

@@ -1,0 +1,98 @@
+"""Counted arithmetic against sums done by hand: products, loops, branches, convolutions, and whose they are."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from g4v_jax.commands.check import arithmetic
+from g4v_jax.plan import flops
+
+
+def total(function, *arrays) -> int:
+    return sum(flops.count(jax.make_jaxpr(function)(*arrays), ()).values())
+
+
+A, B = np.zeros((3, 4), np.float32), np.zeros((4, 5), np.float32)
+PRODUCT = 2 * 3 * 4 * 5
+
+
+def test_products():
+    assert total(jnp.dot, A, B) == PRODUCT
+    batch = np.zeros((7, 3, 4), np.float32)
+    assert total(lambda a, b: jnp.einsum("nij,jk->nik", a, b), batch, B) == 7 * PRODUCT
+    assert total(lambda a: a + a, A) == 0
+
+
+def test_a_gradient_is_two_products_more_and_a_rematerialised_one_three():
+    def loss(a, b):
+        return jnp.sum(jnp.tanh(a @ b))
+
+    assert total(jax.grad(loss, argnums=(0, 1)), A, B) == 3 * PRODUCT
+    assert total(jax.grad(jax.checkpoint(loss), argnums=(0, 1)), A, B) == 4 * PRODUCT
+
+
+def test_loops_and_branches():
+    square = np.zeros((4, 4), np.float32)
+
+    def loop(a, b):
+        return jax.lax.scan(lambda x, _: (x @ b, None), a, length=6)[0]
+
+    assert total(loop, A, square) == 6 * 2 * 3 * 4 * 4
+    assert total(jax.jit(loop), A, square) == 6 * 2 * 3 * 4 * 4
+
+    def branch(flag, a, b):
+        return jax.lax.cond(flag, lambda: a @ b, lambda: a @ b @ b)
+
+    assert total(branch, True, A, square) == 2 * 2 * 3 * 4 * 4
+    with pytest.raises(ValueError, match="without a known number of turns"):
+        total(lambda a, b: jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ b, a), A, square)
+
+
+def test_convolutions():
+    x = np.zeros((2, 8, 8, 6), np.float32)
+    for groups, features in ((1, 4), (2, 4), (6, 6)):
+        kernel = np.zeros((3, 3, 6 // groups, features), np.float32)
+        layout = dict(padding="SAME", feature_group_count=groups, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+        def convolve(x, kernel):
+            return jax.lax.conv_general_dilated(x, kernel, (1, 1), **layout)
+
+        once = 2 * 2 * 8 * 8 * features * 9 * 6 // groups
+        assert total(convolve, x, kernel) == once
+        gradient = jax.grad(lambda x, k: jnp.sum(jnp.square(convolve(x, k))), argnums=(0, 1))
+        assert total(gradient, x, kernel) == 3 * once
+
+
+def test_operations_belong_to_the_outermost_named_tower():
+    class Inner(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(5, use_bias=False)(x)
+
+    class Outer(nn.Module):
+        def setup(self):
+            self.llm, self.vision = Inner(), Inner()
+
+        def __call__(self, x):
+            return self.llm(self.vision(x) @ jnp.ones((5, 4)))
+
+    params = Outer().init(jax.random.key(0), A)
+
+    def loss(params, x):
+        return jnp.sum(Outer().apply(params, x))
+
+    found = flops.count(jax.make_jaxpr(jax.grad(loss))(params, A), ("llm", "vision"))
+    assert found == {"vision": 2 * PRODUCT, flops.REST: 2 * PRODUCT, "llm": 3 * PRODUCT}
+
+
+def test_a_step_is_counted_by_tower_the_same_on_any_mesh():
+    """The frozen autoencoder only encodes; of the LLM at least three passes over every row."""
+    one = arithmetic(tiny.build())
+    assert set(one) >= {"vision", "summarizer", "llm", "conditioner", "autoencoder", "denoiser"}
+    shape, llm = tiny.build().shape, tiny.build().model.llm
+    head = llm.vocab_size * llm.dim
+    assert one["llm"] >= 3 * 2 * shape.rows * shape.tokens * head
+    assert arithmetic(tiny.build(8)) == one
