@@ -61,7 +61,7 @@ def get_config(stage: str = "model") -> ConfigDict:
         del config.init["llm"], config.init["summarizer"]
         config.optimizer.adamw_towers = ("llm",)
         config.losses.keep, config.optimizer.multipliers.llm = 0.0, 0.5
-    config.sample.update(rows=16)
+    config.sample.update(rows=32)
     config.evaluate = dict(captions=200, generations=32)
     config.optimizer.warmup_steps = 20
     config.train.update(steps=300, log_every=10, checkpoint_every=150)
@@ -84,5 +84,5 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.init = {tower: "runs/smol" for tower in towers}
         config.optimizer.warmup_steps = 10
         config.train.update(steps=150, checkpoint_every=75)
-        config.evaluate.update(safety=30, per_kind=100)
+        config.evaluate.update(safety=30, per_kind=60)
     return config

@@ -116,6 +116,11 @@ def test_greedy_answers_equal_reading_everything_again_for_every_token(dialogues
         assert reply.hazard == pytest.approx(hazard, abs=1e-5)
 
 
+def test_hazards_alone_are_those_of_the_answers(dialogues):
+    expected = [reply.hazard for reply in make().answer(dialogues)]
+    np.testing.assert_allclose(make().hazards(dialogues), expected, rtol=1e-6)
+
+
 def test_a_reply_tells_how_much_of_its_own_dialogue_was_cut(dialogues):
     long = [Turn("user", "go up " * BUILD.shape.tokens)]
     short, cut = make().answer([dialogues[0], long])

@@ -39,6 +39,9 @@ class Scripted:
     def answer(self, dialogues):
         return [self.replies[dialogue[-1].text] for dialogue in dialogues]
 
+    def hazards(self, dialogues):
+        return np.array([reply.hazard for reply in self.answer(dialogues)])
+
     def render(self, dialogues, gate=True, seed=None):
         self.gates.append(gate)
         return np.stack([RENDERED] * len(dialogues)), np.array([self.shut and gate] * len(dialogues))

@@ -244,7 +244,7 @@ def _tune(assistant, directory, spec, footage, say) -> dict[str, Figure]:
     if not cases:
         return {}
     say("choosing the hazard threshold on the validation split")
-    scores = safety.scores(assistant.answer([case.turns for case in cases]))
+    scores = assistant.hazards([case.turns for case in cases])
     labels = np.array([case.hazard for case in cases])
     assistant.threshold = choose_threshold(scores, labels, assistant.spec.false_refusals)
     return {"safety/threshold": Figure.exact(assistant.threshold, len(cases))}

@@ -60,11 +60,16 @@ class Assistant:
     mesh: jax.sharding.Mesh
     threshold: float = 0.5
 
-    def answer(self, dialogues: Sequence[Sequence[Turn]]) -> list[Reply]:
-        """Answer dialogues that end with a user's turn, greedily.
+    def hazards(self, dialogues: Sequence[Sequence[Turn]]) -> np.ndarray:
+        """Hazard scores f32 [n] alone, of dialogues that end with a user's turn; nothing is answered."""
+        return np.array([reply.hazard for reply in self.answer(dialogues, max_tokens=1)], np.float32)
+
+    def answer(self, dialogues: Sequence[Sequence[Turn]], max_tokens: int | None = None) -> list[Reply]:
+        """Answer dialogues that end with a user's turn, greedily, in `spec.max_tokens` or as many as are given.
 
         Raises UserError where one does not fit a row.
         """
+        max_tokens = self.spec.max_tokens if max_tokens is None else max_tokens
         replies = []
         for part in self._parts(dialogues):
             turns = [[dataclasses.replace(t, hazard=0) if t.role == "user" else t for t in d] for d in part]
@@ -72,7 +77,7 @@ class Assistant:
             batch = self._batch(turns, counts)
             last = np.maximum(np.sum(batch.hazard_label >= 0, axis=1) - 1, 0)
             with jax.set_mesh(self.mesh):
-                tokens, hazard = _answer(self.model, self.spec.max_tokens, self._stops, self.params, self._put(batch))
+                tokens, hazard = _answer(self.model, max_tokens, self._stops, self.params, self._put(batch))
             tokens, hazard = np.asarray(tokens), np.asarray(hazard)
             for row in range(len(part)):
                 replies.append(self._reply(tokens[row], float(hazard[row, last[row]]), counts[row]["cut_tokens"]))

@@ -103,14 +103,14 @@ class Guard:
         found = [(i, text) for i, dialogue in enumerate(dialogues) for text in readings(dialogue[-1].text)]
         asked = [[*dialogues[i][:-1], dataclasses.replace(dialogues[i][-1], text=text)] for i, text in found]
         highest: dict[int, float] = {}
-        for (i, _), reply in zip(found, self.assistant.answer(asked)):
-            highest[i] = max(highest.get(i, 0.0), reply.hazard)
+        for (i, _), hazard in zip(found, self.assistant.hazards(asked)):
+            highest[i] = max(highest.get(i, 0.0), float(hazard))
         return highest
 
     def judge_captions(self, captions: Sequence[str]) -> list[float]:
         """Hazard score of each caption, as a request for it would have."""
         asked = [[Turn("user", CAPTION_REQUEST.format(caption=text.rstrip(".")))] for text in captions]
-        return [reply.hazard for reply in self.assistant.answer(asked)]
+        return self.assistant.hazards(asked).tolist()
 
     def judge_clips(self, videos: Sequence[np.ndarray]) -> tuple[list[float], list[bool]]:
         """Of each rendered clip u8 [T H W 3]: its hazard score, and whether the model declines to describe it."""
