@@ -21,19 +21,20 @@
 
 Both imported towers stay frozen; LoRA, the summarizer, the conditioner and the denoiser learn. Beside clips it learns
 to say of people's conversations what it said before (`losses.keep`), so that it still talks. `:scratch` is the same run with the LLM from nothing;
-`:safety` goes on from the run and learns to decline.
+`:safety` goes on from the run and learns to decline. `:render` is a warm start of the generator that the run does not use yet: to
+try it, set init.conditioner, init.denoiser and init.queries to its workdir.
 """
 
 from ml_collections import ConfigDict
 
 from configs import emoji, sizes
 
-STAGES = ("align", "model", "scratch", "safety", "autoencoder")
+STAGES = ("autoencoder", "align", "render", "model", "scratch", "safety")
 
 
 def get_config(stage: str = "model") -> ConfigDict:
-    """`stage`: "autoencoder", "align" (the summarizer alone), "model", "scratch" (an LLM that starts from nothing) or
-    "safety" (goes on from "model").
+    """`stage`: "autoencoder", "align" (the summarizer alone), "render" (the generator alone), "model", "scratch" (an LLM
+    that starts from nothing) or "safety" (goes on from "model").
     """
     if stage not in STAGES:
         raise ValueError(f"argument {stage!r}; known: {', '.join(STAGES)}")
@@ -74,6 +75,14 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.optimizer.update(learning_rate=1e-3, warmup_steps=20)
         config.optimizer.multipliers = {}
         config.train.update(steps=500, log_every=25, checkpoint_every=500)
+    if stage == "render":
+        config.objective, config.losses = "rendering", dict(time_shift=3.0, noises=4)
+        config.data.mixture = dict(generate=1.0)
+        config.rows.update(rows=4, tokens=384, clips=1, targets=6, hazards=8)
+        config.trainable = ("denoiser/.*", "conditioner/.*", "queries", "llm/.*added.*")
+        config.init = dict(llm="towers/smollm2", autoencoder="runs/smol/autoencoder")
+        config.optimizer.update(warmup_steps=50, multipliers=dict(denoiser=2.5))
+        config.train.update(steps=2000, log_every=50, checkpoint_every=1000)
     if stage == "safety":
         config.source = "data/emoji,data/talk,data/safety"
         config.data.records = "data/smol-safety-records"

@@ -26,6 +26,7 @@ from g4v_jax.infer.assistant import SampleSpec
 from g4v_jax.losses.alignment import Alignment, AlignmentSpec
 from g4v_jax.losses.joint import Joint, JointSpec
 from g4v_jax.losses.reconstruction import Reconstruction, ReconstructionSpec
+from g4v_jax.losses.rendering import Rendering, RenderingSpec
 from g4v_jax.models.abstractor import Abstractor
 from g4v_jax.models.autoencoder import Autoencoder
 from g4v_jax.models.autoencoder_kl import KLAutoencoder
@@ -52,7 +53,9 @@ OBJECTIVES = {
     "joint": (Joint, JointSpec),
     "reconstruction": (Reconstruction, ReconstructionSpec),
     "alignment": (Alignment, AlignmentSpec),
+    "rendering": (Rendering, RenderingSpec),
 }
+SLOTS = {"joint": ("clips", "targets"), "alignment": ("clips",), "rendering": ("targets",)}  # that an objective needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +180,7 @@ class Build:
             raise UserError(f"config: rows.target_frames, rows.target_size: {error}") from None
 
     @cached_property
-    def objective(self) -> Joint | Reconstruction | Alignment:
+    def objective(self) -> Joint | Reconstruction | Alignment | Rendering:
         """What is minimised."""
         name = self.sections.objective
         if name not in OBJECTIVES:
@@ -186,12 +189,12 @@ class Build:
         spec = configs.read(spec, self.sections.losses, "losses")
         if kind is Reconstruction and not isinstance(self.model.autoencoder, Autoencoder):
             raise UserError("config: objective 'reconstruction' trains only a model.autoencoder of kind 'blocks'")
-        if kind is Joint:
-            if spec.keep and not self.model.llm.lora:
-                raise UserError("config: losses.keep stays near the LLM with LoRA off, and model.llm.lora is empty; set it to 0")
-            for slots in ("clips", "targets"):
-                if not getattr(self.shape, slots):
-                    raise UserError(f"config: rows.{slots} is 0; objective 'joint' needs 1 at least, used or not")
+        for slots in SLOTS.get(name, ()):
+            if not getattr(self.shape, slots):
+                raise UserError(f"config: rows.{slots} is 0; objective {name!r} needs 1 at least, used or not")
+        if kind is Joint and spec.keep and not self.model.llm.lora:
+            raise UserError("config: losses.keep stays near the LLM with LoRA off, and model.llm.lora is empty; set it to 0")
+        if kind in (Joint, Rendering):
             try:
                 process(self.model.denoiser.prediction, spec.time_shift)
             except ValueError as error:

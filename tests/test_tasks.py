@@ -1,13 +1,18 @@
 """Tasks: what each makes of a record, and in whose words."""
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 
 from g4v_jax.data.pack import RowShape
+from g4v_jax.data.questions import PROMPT, world_questions
 from g4v_jax.data.records import Record
 from g4v_jax.data.tasks import TASKS, Setting, blocked_card
 from g4v_jax.data.text import Tokenizer
+from g4v_jax.data.world.attributes import combinations
 from g4v_jax.data.world.phrases import QUESTIONS, REFUSALS, REQUESTS
+from g4v_jax.errors import UserError
 
 SHAPE = RowShape(
     rows=1,
@@ -84,6 +89,21 @@ def test_each_task_fills_its_slots_and_weights(setting, name, hazard, clips, tar
             assert answer in REFUSALS[name.removeprefix("refuse_")]
         else:
             assert answer == "a red star moves left"
+
+
+def test_a_question_about_a_clip_is_answered_by_what_is_known_of_it(setting):
+    scene = combinations("train", False)[0]
+    known = replace(record(False), attributes=asdict(scene))
+    answers = {PROMPT.format(question=one.question): one.answer for one in world_questions(known, "test")}
+    seen = set()
+    for seed in range(40):
+        example = TASKS["ask"].build(known, np.random.default_rng(seed), setting)
+        question, answer = said(example, setting)
+        assert answers[question] == answer and len(example["clips"]) == 1 and example["caption_weight"].any()
+        seen.add(question)
+    assert seen == set(answers)
+    with pytest.raises(UserError, match="nothing is known of this clip.*data.mixture"):
+        run("ask", False, setting)
 
 
 def test_hazards_are_rendered_as_the_blocked_card(setting):

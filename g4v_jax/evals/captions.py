@@ -50,7 +50,7 @@ def measure(
 def copied(records: Sequence[Record], known: Sequence[Record]) -> dict[str, Figure]:
     """The figures of captions that are copied, each from a `known` clip drawn by chance: what watching nothing gives."""
     draw = np.random.default_rng(0)
-    texts = [known[i].caption for i in draw.integers(len(known), size=len(records))]
+    texts = [known[int(i)].caption for i in draw.integers(len(known), size=len(records))]
     return _judged(records, [None] * len(records), texts, "caption_copy", meteor=False)[0]
 
 

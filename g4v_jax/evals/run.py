@@ -160,10 +160,12 @@ def _captioning(assistant, directory, clips, spec, footage, found, say) -> None:
     say(f"captioning {len(chosen)} clips")
     watched = [footage.watched(record, 0) for record in chosen]
     figures, judged = captions.measure(assistant, chosen, watched, spec.split, spec.meteor)
-    known = [one for split in records.SPLITS for one in records.listed(directory, split, "clips")]
-    found.figures |= figures | captions.group_accuracy(judged, known)
-    if training := records.listed(directory, "train", "clips"):
-        found.figures |= captions.copied(chosen, training)
+    found.figures |= figures
+    if any("group" in record.attributes for record in chosen):  # a large data set is not read whole without need
+        known = [one for split in records.SPLITS for one in records.listed(directory, split, "clips")]
+        found.figures |= captions.group_accuracy(judged, known)
+    if "train_clips" in records.splits(directory):
+        found.figures |= captions.copied(chosen, records.read(directory, "train", "clips"))
     found.score(judged)
     found.show("captions", "Clips watched, and what the model says", [_captioned(one) for one in judged[:PICTURED]])
 

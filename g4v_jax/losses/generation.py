@@ -1,9 +1,33 @@
-"""The flow-matching loss of the denoiser, and the autoencoder's own losses."""
+"""The flow-matching loss of the denoiser: what is drawn for it, and its two terms."""
 
 import jax
 import jax.numpy as jnp
 
-from g4v_jax.types import Term
+from g4v_jax.diffusion import flow
+from g4v_jax.diffusion.process import process
+from g4v_jax.types import Array, Batch, Term
+
+
+def draw(prediction: str, spec, latents: tuple[int, ...], row_keys: Array) -> flow.Draws:
+    """Times, noise, dropped conditions and gates of each row; `spec` has time_shift, drop_rate, gate_rate and noises."""
+    times = process(prediction, spec.time_shift).times
+    return flow.draw(row_keys, latents, times, spec.drop_rate, spec.gate_rate, spec.noises)
+
+
+def counts(batch: Batch) -> dict[str, Array]:
+    """Clips to render of each term: what was asked for, and the blocked card in its place."""
+    return {
+        "generation": jnp.sum(batch.gen_mask & ~batch.gen_blocked).astype(jnp.float32),
+        "blocked": jnp.sum(batch.gen_mask & batch.gen_blocked).astype(jnp.float32),
+    }
+
+
+def terms(velocity: Array, target: Array, batch: Batch) -> dict[str, Term]:
+    """Both terms, of f32 [B G K t h w c]."""
+    return {
+        "generation": flow_matching(velocity, target, batch.gen_mask & ~batch.gen_blocked),
+        "blocked": flow_matching(velocity, target, batch.gen_mask & batch.gen_blocked),
+    }
 
 
 def flow_matching(velocity: jax.Array, target: jax.Array, mask: jax.Array) -> Term:

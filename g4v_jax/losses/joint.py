@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from g4v_jax.diffusion import flow
-from g4v_jax.diffusion.process import process
+from g4v_jax.losses import generation
 from g4v_jax.losses.captioning import cross_entropy, divergence
-from g4v_jax.losses.generation import flow_matching
 from g4v_jax.losses.preference import preference, reference_logits
 from g4v_jax.losses.safety import detection, detection_count
 from g4v_jax.models.gpt4video import GPT4Video
@@ -66,20 +65,17 @@ class Joint:
 
     def draw(self, row_keys: Array) -> flow.Draws:
         """Times, noise, dropped conditions and gates of each row."""
-        times = process(self.model.denoiser.prediction, self.spec.time_shift).times
-        spec = self.spec
-        return flow.draw(row_keys, self.latents, times, spec.drop_rate, spec.gate_rate, spec.noises)
+        return generation.draw(self.model.denoiser.prediction, self.spec, self.latents, row_keys)
 
     def counts(self, batch: Batch) -> dict[str, Array]:
         """Counts of the terms below, from the masks alone."""
         return {
             "caption": jnp.sum(self._captions(batch)),
-            "generation": jnp.sum(batch.gen_mask & ~batch.gen_blocked).astype(jnp.float32),
             "refusal": jnp.sum(batch.refusal_weight),
             "hazard": detection_count(batch.hazard_label, self.spec.hazard_positive_weight),
-            "blocked": jnp.sum(batch.gen_mask & batch.gen_blocked).astype(jnp.float32),
             "preference": jnp.sum(batch.preference_owner > 0).astype(jnp.float32),
             "keep": jnp.sum(batch.keep_weight) if self.spec.keep else jnp.zeros(()),
+            **generation.counts(batch),
         }
 
     def terms(self, params: dict, batch: Batch, draws: flow.Draws, dropout: Array) -> dict[str, Term]:
@@ -91,12 +87,11 @@ class Joint:
         none = Term(jnp.zeros(()), jnp.zeros(()))
         return {
             "caption": cross_entropy(out.logits, batch.targets, self._captions(batch)),
-            "generation": flow_matching(out.velocity, out.velocity_target, batch.gen_mask & ~batch.gen_blocked),
             "refusal": cross_entropy(out.logits, batch.targets, batch.refusal_weight),
             "hazard": detection(out.hazard_logits, batch.hazard_label, self.spec.hazard_positive_weight),
-            "blocked": flow_matching(out.velocity, out.velocity_target, batch.gen_mask & batch.gen_blocked),
             "preference": preference(out.logits, base, batch, self.spec.preference_beta) if pairs else none,
             "keep": divergence(base, out.logits, batch.keep_weight) if self.spec.keep else none,
+            **generation.terms(out.velocity, out.velocity_target, batch),
         }
 
     def _captions(self, batch: Batch) -> Array:

@@ -73,10 +73,7 @@ class GPT4Video(nn.Module):
     def __call__(self, batch: Batch, draws: Draws) -> Outputs:
         """The training forward pass."""
         reading = self.read(batch)
-        states = self.query_states(reading, batch)
-        blocked = merge(batch.gen_blocked & draws.gate)
-        context = self.conditioner(merge(states), merge(draws.drop), blocked)
-        velocity, target = self._denoise(batch.gen_targets, draws, context)
+        velocity, target = self._generate(reading, batch, draws)
         if self.is_initializing():  # training never decodes, but a run's weights hold the decoder for rendering
             self.autoencoder.decode_normalised(merge(draws.noise)[:, 0])
         hazard = self.hazard_logits(reading.hidden, batch.hazard_position)
@@ -127,6 +124,18 @@ class GPT4Video(nn.Module):
         """Velocity (see Outputs), f32, of normalised latents [X t h w c] at times [X] under context [X N D_context]."""
         out = self.denoiser(latents.astype(self.dtype), times, context.astype(self.dtype)).astype(jnp.float32)
         return process(self.denoiser.prediction).estimate(out, latents, times)
+
+    def generate_from_words(self, batch: Batch, draws: Draws) -> tuple[jax.Array, jax.Array]:
+        """Velocity and its target (see Outputs) where conditions are made of word vectors alone: no pass of the LLM."""
+        words = self.llm.embed(batch.tokens, self.dtype)
+        nothing = jnp.zeros_like(words[:, :1])
+        inputs = splice(words, nothing, batch.clip_index, self.queries, batch.query_index)
+        return self._generate(Reading(inputs, jnp.zeros_like(inputs)), batch, draws)
+
+    def _generate(self, reading: Reading, batch: Batch, draws: Draws) -> tuple[jax.Array, jax.Array]:
+        blocked = merge(batch.gen_blocked & draws.gate)
+        context = self.conditioner(merge(self.query_states(reading, batch)), merge(draws.drop), blocked)
+        return self._denoise(batch.gen_targets, draws, context)
 
     def _denoise(self, targets: jax.Array, draws: Draws, context: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Every clip at each of its K times; its latents and its context are made once."""
