@@ -25,7 +25,7 @@ def get_config(argument: str = "model") -> ConfigDict:
     config.tokenizer = dict(vocab_size=768)
     config.model = sizes.TINY
     config.data = dict(records=f"{data}-records", mixture=dict(
-        caption=0.28, ask=0.06, generate=0.39, dialogue=0.13, refuse_clip=0.05, refuse_request=0.05, blocked=0.04))
+        caption=0.31, generate=0.42, dialogue=0.13, refuse_clip=0.05, refuse_request=0.05, blocked=0.04))
     config.rows = dict(rows=4, tokens=256, clips=4, targets=4, hazards=9, query_tokens=4,
                        clip_frames=4, target_frames=9, target_size=32)
     config.losses = dict(caption=1.0, generation=1.0, refusal=1.0, hazard=1.0, blocked=1.0, preference=1.0, time_shift=3.0)
@@ -37,7 +37,7 @@ def get_config(argument: str = "model") -> ConfigDict:
     config.step = dict(ema_decay=0.99)
     config.train = dict(steps=1100, log_every=50, checkpoint_every=300)
     config.sample = dict(steps=16, guidance=3.0)
-    config.evaluate = dict(captions=200, meteor=False, generations=200, hazards=64, safety=60)
+    config.evaluate = dict(captions=200, meteor=False, questions=0, generations=200, baselines=32, hazards=64, safety=60)
     if stage == "autoencoder":
         config.objective = "reconstruction"
         config.optimizer.muon_learning_rate, config.optimizer.multipliers = 0.02, {}

@@ -21,6 +21,9 @@ def get_config(stage: str = "model") -> ConfigDict:
     config.train.update(steps=1200 if stage == "autoencoder" else 8000, log_every=100, checkpoint_every=1000)
     config.sample.update(steps=20)
     if stage == "model":
+        config.data.mixture = dict(caption=0.25, ask=0.12, generate=0.36, dialogue=0.13, refuse_clip=0.05,
+                                   refuse_request=0.05, blocked=0.04)
+        config.evaluate.update(questions=40, baselines=64)
         config.init = dict(autoencoder="runs/sprites/autoencoder")
         config.step = dict(ema_decay=0.999)
     return config

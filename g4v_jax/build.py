@@ -21,7 +21,7 @@ from g4v_jax.data.pipeline import Pipeline
 from g4v_jax.diffusion import ddpm
 from g4v_jax.diffusion.process import process
 from g4v_jax.errors import UserError, nearest
-from g4v_jax.evals.run import EvalSpec
+from g4v_jax.evals.spec import EvalSpec
 from g4v_jax.infer.assistant import SampleSpec
 from g4v_jax.losses.alignment import Alignment, AlignmentSpec
 from g4v_jax.losses.joint import Joint, JointSpec

@@ -10,7 +10,7 @@ import numpy as np
 from g4v_jax.errors import UserError
 from g4v_jax.evals.figures import Z, Figure
 
-DRAWS = 100  # half samples behind an interval
+DRAWS = 50  # half samples behind an interval
 SHARES = np.linspace(0.4, 1.0, 7)  # of the samples, that `extrapolated` looks at
 REPEATS = 5  # draws of each share, averaged
 

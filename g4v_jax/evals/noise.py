@@ -70,10 +70,12 @@ def _errors(model: GPT4Video, params: dict, batch: Batch, keys: jax.Array) -> ja
     noise = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(keys)
     no = jnp.zeros(x0.shape[:1], bool)
 
-    def at(context, time):
+    def at(one):
+        time, context = one
         times = jnp.full(x0.shape[:1], time)
         estimate = call(lambda m, *a: m.denoise(*a), path.interpolate(x0, noise, times), times, context)
         return jnp.mean(jnp.square(estimate - path.target(x0, noise)), axis=tuple(range(1, x0.ndim)))
 
-    contexts = [call(lambda m, s, d, b: m.conditioner(s, d, b), states, drop, no) for drop in (no, ~no)]
-    return jnp.stack([jax.lax.map(partial(at, context), jnp.array(TIMES, jnp.float32)) for context in contexts])
+    contexts = jnp.stack([call(lambda m, s, d, b: m.conditioner(s, d, b), states, drop, no) for drop in (no, ~no)])
+    times = jnp.tile(jnp.array(TIMES, jnp.float32), 2)
+    return jax.lax.map(at, (times, jnp.repeat(contexts, len(TIMES), axis=0))).reshape(2, len(TIMES), -1)

@@ -62,14 +62,17 @@ class Assistant:
 
     def hazards(self, dialogues: Sequence[Sequence[Turn]]) -> np.ndarray:
         """Hazard scores f32 [n] alone, of dialogues that end with a user's turn; nothing is answered."""
-        return np.array([reply.hazard for reply in self.answer(dialogues, max_tokens=1)], np.float32)
+        return np.array([reply.hazard for reply in self._answer(dialogues, 1)], np.float32)
 
-    def answer(self, dialogues: Sequence[Sequence[Turn]], max_tokens: int | None = None) -> list[Reply]:
-        """Answer dialogues that end with a user's turn, greedily, in `spec.max_tokens` or as many as are given.
+    def answer(self, dialogues: Sequence[Sequence[Turn]]) -> list[Reply]:
+        """Answer dialogues that end with a user's turn, greedily.
 
         Raises UserError where one does not fit a row.
         """
-        max_tokens = self.spec.max_tokens if max_tokens is None else max_tokens
+        return self._answer(dialogues, self.spec.max_tokens)
+
+    def _answer(self, dialogues: Sequence[Sequence[Turn]], limit: int) -> list[Reply]:
+        """Answers of `limit` tokens at most."""
         replies = []
         for part in self._parts(dialogues):
             turns = [[dataclasses.replace(t, hazard=0) if t.role == "user" else t for t in d] for d in part]
@@ -77,7 +80,9 @@ class Assistant:
             batch = self._batch(turns, counts)
             last = np.maximum(np.sum(batch.hazard_label >= 0, axis=1) - 1, 0)
             with jax.set_mesh(self.mesh):
-                tokens, hazard = _answer(self.model, max_tokens, self._stops, self.params, self._put(batch))
+                tokens, hazard = _answer(
+                    self.model, self.spec.max_tokens, self._stops, self.params, self._put(batch), np.int32(limit)
+                )
             tokens, hazard = np.asarray(tokens), np.asarray(hazard)
             for row in range(len(part)):
                 replies.append(self._reply(tokens[row], float(hazard[row, last[row]]), counts[row]["cut_tokens"]))
@@ -118,7 +123,7 @@ class Assistant:
         tokens = bucket(max(len(one["tokens"]) for one in examples))
         clips = max(1, max(len(one["clips"]) for one in examples))
         targets = max(1, max(len(one["gen_targets"]) for one in examples))
-        hazards = max(1, max(len(one["hazard_position"]) for one in examples))
+        hazards = max(1, self.shape.hazards)  # always as many: they cost nothing, and another shape is another program
         return single(
             examples, dataclasses.replace(shape, tokens=tokens, clips=clips, targets=targets, hazards=hazards)
         )
@@ -154,8 +159,11 @@ def _label_request(turns: Sequence[Turn]) -> list[Turn]:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _answer(model: GPT4Video, max_tokens: int, stops: tuple[int, ...], params: dict, batch: Batch):
-    """Greedy decoding with a KV cache -> tokens i32 [B max_tokens] (after a stop: the stop again), hazard f32 [B E]."""
+def _answer(model: GPT4Video, max_tokens: int, stops: tuple[int, ...], params: dict, batch: Batch, limit: jax.Array):
+    """Greedy decoding with a KV cache, until a stop or `limit` tokens -> tokens i32 [B max_tokens], hazard f32 [B E].
+
+    Past its end a row repeats its last token.
+    """
     rows, length = batch.tokens.shape
     layers = unstack(params["llm"]["layers"])  # once, not for every token
     lengths = jnp.sum(batch.segments > 0, axis=1)
@@ -180,7 +188,7 @@ def _answer(model: GPT4Video, max_tokens: int, stops: tuple[int, ...], params: d
         hidden, caches = read(call(lambda m, t: m.llm.embed(t[:, None], m.dtype), token), places, caches)
         return call(pick, hidden[:, 0]), caches
 
-    return follow(advance, token, caches, lengths, max_tokens, stops), hazard
+    return follow(advance, token, caches, lengths, max_tokens, stops, limit), hazard
 
 
 @partial(jax.jit, static_argnums=(0, 1))

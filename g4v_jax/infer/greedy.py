@@ -14,13 +14,15 @@ def bucket(length: int) -> int:
 
 
 def follow(
-    advance: Callable, token: jax.Array, cache, lengths: jax.Array, max_tokens: int, stops: tuple[int, ...]
+    advance: Callable, token: jax.Array, cache, lengths: jax.Array, max_tokens: int, stops: tuple[int, ...], limit=None
 ) -> jax.Array:
     """The tokens that follow rows of `lengths` i32 [B] tokens, i32 [B max_tokens]; after a stop, the stop again.
 
     `token` i32 [B] is the first of them; advance(token, places i32 [B], cache) -> (the next token, cache), where `places`
-    is how many tokens stand before `token`. Ends as soon as every row has.
+    is how many tokens stand before `token`. Ends as soon as every row has, or after `limit` tokens, an i32 [] that may be
+    traced.
     """
+    limit = max_tokens if limit is None else limit
     tokens = jnp.zeros((len(token), max_tokens), jnp.int32).at[:, 0].set(token)
 
     def ended(token):
@@ -28,7 +30,7 @@ def follow(
 
     def more(carry):
         i, token, _, _ = carry
-        return (i < max_tokens) & ~jnp.all(ended(token))
+        return (i < limit) & ~jnp.all(ended(token))
 
     def step(carry):
         i, token, tokens, cache = carry

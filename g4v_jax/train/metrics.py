@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -214,6 +213,8 @@ class Logger:
 
     def plot(self) -> None:
         """Write `WORKDIR/losses.png`: a panel a loss, over steps."""
+        from matplotlib.figure import Figure  # two seconds of every start, for one picture at the end
+
         entries = self.entries()
         names = sorted({name for entry in entries for name in _losses(entry)})
         if not (self._writes and names):
