@@ -20,7 +20,7 @@ COMMANDS = {  # name -> (module in g4v_jax.commands, function, what it does)
     "chat": ("use", "chat", "talk; /clip FILE shows a clip, and replies may render one"),
     "verify": ("provenance", "verify", "check a clip's signed manifest: g4v verify CLIP.mp4 --trust=chain.pem"),
     "watermark detect": ("provenance", "detect", "look for the invisible mark: g4v watermark detect CLIP.mp4 --key=FILE"),
-    "watermark measure": ("provenance", "measure", "how well the mark holds on clips of yours: g4v watermark measure CLIP.mp4 ..."),
+    "watermark measure": ("provenance", "measure", "how well the mark holds: g4v watermark measure CLIP.mp4 ..."),
     "import": ("weights", "import_", "published weights in: g4v import FOLDER_OR_FILE --out=DIR"),
     "export": ("weights", "export", "a run's or an imported tower's weights out, as published layouts"),
     "forward": ("weights", "forward", "one imported tower on given arrays: g4v forward DIR --inputs=in.npz --out=out.npz"),

@@ -7,8 +7,6 @@ import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from g4v_jax.data import video
 from g4v_jax.errors import UserError
 from g4v_jax.evals.figures import Figure

@@ -94,7 +94,8 @@ class Assistant:
         """Render the clip of each dialogue, whose last turn is the assistant's with a `Render`.
 
         Where the hazard score of the request is above the threshold, the gate replaces the condition, and the model
-        renders its blocked card; `gate=False` skips that. `bare` leaves the condition away, for a baseline. Returns (u8 [n T H W 3], whether the gate closed bool [n]).
+        renders its blocked card; `gate=False` skips that. `bare` leaves the condition away, for a baseline. Returns
+        (u8 [n T H W 3], whether the gate closed bool [n]).
         """
         clips, blocked = [], []
         key = rng.stream(self.spec.seed if seed is None else seed, "sample")
