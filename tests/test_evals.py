@@ -211,7 +211,7 @@ def test_what_people_and_models_write_cannot_break_the_page(tmp_path):
 
 
 def test_a_sheet_holds_every_strip(tmp_path):
-    strips = [pictures.strip(clip_of(scene), [canonical(scene), "x" * 500]) for scene in SCENES[:3]]
+    strips = [pictures.strip(clip_of(scene), [canonical(scene), "two\nlines " * 50]) for scene in SCENES[:3]]
     pictures.sheet(strips, tmp_path / "sheet.png")
     with pictures.Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width >= 2 * strips[0].width and sheet.height >= 2 * strips[0].height

@@ -62,6 +62,7 @@ def page(
 
 
 def _fit(draw: ImageDraw.ImageDraw, font, line: str, width: int) -> str:
+    line = " ".join(line.split())  # what a model writes may have line breaks
     while draw.textlength(line, font=font) > width - 4 and len(line) > 4:
         line = line[:-4] + "…"
     return line
