@@ -24,9 +24,10 @@ from g4v_jax.errors import UserError, nearest
 from g4v_jax.evals.spec import EvalSpec
 from g4v_jax.infer.assistant import SampleSpec
 from g4v_jax.losses.alignment import Alignment, AlignmentSpec
+from g4v_jax.losses.generation import GenerationSpec
 from g4v_jax.losses.joint import Joint, JointSpec
 from g4v_jax.losses.reconstruction import Reconstruction, ReconstructionSpec
-from g4v_jax.losses.rendering import Rendering, RenderingSpec
+from g4v_jax.losses.rendering import Rendering
 from g4v_jax.models.abstractor import Abstractor
 from g4v_jax.models.autoencoder import Autoencoder
 from g4v_jax.models.autoencoder_kl import KLAutoencoder
@@ -53,7 +54,7 @@ OBJECTIVES = {
     "joint": (Joint, JointSpec),
     "reconstruction": (Reconstruction, ReconstructionSpec),
     "alignment": (Alignment, AlignmentSpec),
-    "rendering": (Rendering, RenderingSpec),
+    "rendering": (Rendering, GenerationSpec),
 }
 SLOTS = {"joint": ("clips", "targets"), "alignment": ("clips",), "rendering": ("targets",)}  # that an objective needs
 

@@ -63,6 +63,11 @@ def make_mesh(shape: dict[str, int], devices=None) -> Mesh:
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def one_device() -> Mesh:
+    """A mesh of this process's first device, for what is small or used alone."""
+    return make_mesh({"fsdp": 1}, jax.local_devices()[:1])
+
+
 def _spec(names, table: dict, kind: str) -> PartitionSpec:
     for name in names:
         if name is not None and name not in table:

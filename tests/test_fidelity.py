@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from g4v_jax.data.pack import single
 from g4v_jax.data.records import Record
 from g4v_jax.data.text import Render, Turn, dialogue
 from g4v_jax.diffusion.flow import Draws
@@ -42,7 +43,7 @@ def test_the_error_at_each_noise_is_the_generation_loss_there():
     errors = {name: [] for name in ("denoising", "denoising_bare")}
     for i, one in enumerate(RECORDS):
         turns = [*request(one, "test", i), Turn("assistant", render=Render(one.caption, CLIPS[one.id]))]
-        batch = noise.single([dialogue(turns, tiny.tokenizer(), shape)], shape)
+        batch = single([dialogue(turns, tiny.tokenizer(), shape)], shape)
         start = i // SPEC.rows * SPEC.rows
         own = noise.rng.row_keys(jax.random.fold_in(key, start), SPEC.rows)[i - start]
         drawn = np.asarray(jax.random.normal(own, BUILD.latent_shape))

@@ -59,7 +59,6 @@ def open_run(workdir: str):
 
 def open_llm(folder: str):
     """(decoder, tokenizer) of an imported LLM. Raises UserError where there is none."""
-    import jax
 
     from g4v_jax import sharding
     from g4v_jax.data.text import Tokenizer
@@ -69,7 +68,7 @@ def open_llm(folder: str):
     tower = TowerFolder(Path(folder))
     if tower.family.tower != "llm":
         raise UserError(f"{folder} is a {tower.family.tower}; only an llm can talk alone")
-    mesh = sharding.make_mesh({"fsdp": 1}, jax.local_devices()[:1])
+    mesh = sharding.one_device()
     return Decoder(tower.module, tower.load_whole(), mesh), Tokenizer.load(tower.path / "tokenizer.json")
 
 

@@ -37,6 +37,8 @@ def evaluate(arguments: list[str]) -> None:
     out = Path(values.out or values.workdir)
     if values.suite == "all":
         return _report(values, out, started)
+    if values.suite == "qa" and not (values.set and values.questions and values.videos):
+        raise UserError("eval: --suite=qa needs --set, --questions and --videos")
     from g4v_jax.evals import report, run
 
     build, assistant, _ = open_run(values.workdir)
@@ -44,8 +46,6 @@ def evaluate(arguments: list[str]) -> None:
     if values.suite == "attack":
         figures = run.attack(assistant, values.records or build.pipeline.records, build.evaluation, out)
     else:
-        if not (values.set and values.questions and values.videos):
-            raise UserError("eval: --suite=qa needs --set, --questions and --videos")
         figures = run.ask_public(assistant, values.set, values.questions, values.videos, out)
     print(report.table(figures))
     write_json(values.json, json.loads((out / f"{values.suite}.json").read_text()))

@@ -68,12 +68,8 @@ def _run(build, workdir: Path, stop_after: int | None) -> None:
         cosines=jax.jit(make_gradient_cosines(build.objective, seed)) if spec.cosine_every else None,
         stop_after=stop_after,
     )
-    _tell(batches.counts)
-
-
-def _tell(counts) -> None:
-    if counts:
-        print("data: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(counts.items())))
+    if batches.counts:
+        print("data: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(batches.counts.items())))
 
 
 def _live(build, tokenizer):
@@ -90,12 +86,11 @@ def _live(build, tokenizer):
         raise UserError(f"config: train.eval_every: objective {build.sections.objective!r} makes no answers; set it to 0")
     if jax.process_count() > 1:
         raise UserError("config: train.eval_every works within one process; set it to 0 and use g4v eval on a checkpoint")
-    build.evaluation  # read before anything is trained
+    measure = run.live(build.pipeline.records, build.evaluation, build.shape)  # read before anything is trained
 
     def evaluate(state, frozen):
         averaged = trees.flatten(state.trainable) | trees.flatten(state.ema)
         params = trees.merge(trees.unflatten(averaged), frozen)
-        assistant = Assistant(build.model, params, tokenizer, build.shape, build.sample, build.mesh)
-        return run.live(assistant, build.pipeline.records, build.evaluation)
+        return measure(Assistant(build.model, params, tokenizer, build.shape, build.sample, build.mesh))
 
     return evaluate

@@ -42,7 +42,7 @@ class Encoder:
         tower = TowerFolder(Path(folder))
         if tower.family.tower != "vision":
             raise UserError(f"evaluate.encoder: {folder} is a {tower.family.tower}; give an imported vision tower")
-        one = sharding.make_mesh({"fsdp": 1}, jax.local_devices()[:1])
+        one = sharding.one_device()
         return cls("encoder", tower.module, tower.load(tower.shapes(one)), one)
 
     def frames(self, videos: np.ndarray) -> np.ndarray:

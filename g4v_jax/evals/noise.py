@@ -3,7 +3,6 @@
 May hold the measure on held-out clips; what whole renderings look like is judged in `videos.py`.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -12,15 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from g4v_jax import rng
-from g4v_jax.data.pack import single
 from g4v_jax.data.records import Record
-from g4v_jax.data.text import Render, Turn, dialogue
+from g4v_jax.data.text import Render, Turn
 from g4v_jax.diffusion.process import process
 from g4v_jax.evals.figures import Figure
 from g4v_jax.evals.videos import request
 from g4v_jax.infer.assistant import Assistant
 from g4v_jax.models.gpt4video import GPT4Video, merge
-from g4v_jax.sharding import put_batch
 from g4v_jax.types import Batch
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)  # 1 is noise
@@ -34,20 +31,17 @@ def measure(
     The quantity of the generation loss, with the same noise for every model: "denoising/t0.5" under the clip's request
     and caption, "denoising_bare/t0.5" without a condition. A model whose two are equal does not listen.
     """
-    errors = []
-    shape = dataclasses.replace(assistant.shape, rows=assistant.spec.rows, clips=1, targets=1, hazards=1)
+    errors, rows = [], assistant.spec.rows
     key = rng.stream(assistant.spec.seed, "noise")
-    for start in range(0, len(records), shape.rows):
-        part = records[start : start + shape.rows]
-        turns = [
-            [*request(record, split, start + i), Turn("assistant", render=Render(record.caption, rendered(record)))]
-            for i, record in enumerate(part)
-        ]
-        batch = single([dialogue(one, assistant.tokenizer, shape) for one in turns], shape)
-        keys = rng.row_keys(jax.random.fold_in(key, start), shape.rows)
+    dialogues = (
+        [*request(record, split, i), Turn("assistant", render=Render(record.caption, rendered(record)))]
+        for i, record in enumerate(records)
+    )
+    for number, (used, batch) in enumerate(assistant.whole(dialogues)):
+        keys = rng.row_keys(jax.random.fold_in(key, number * rows), rows)
         with jax.set_mesh(assistant.mesh):
-            found = _errors(assistant.model, assistant.params, put_batch(batch, assistant.mesh), keys)
-        errors.append(np.asarray(found, np.float64)[..., : len(part)])
+            found = _errors(assistant.model, assistant.params, batch, keys)
+        errors.append(np.asarray(found, np.float64)[..., :used])
     both = np.concatenate(errors, axis=-1)  # [2 times n]
     return {
         f"{name}/t{time}": Figure.mean(values)

@@ -15,7 +15,6 @@ from pathlib import Path
 from g4v_jax.evals import compare, pictures
 from g4v_jax.evals.figures import Figure
 
-PICTURED = 16  # strips a sheet
 BESIDE = {"safety/f1": "GPT4Video (2023) reports over 0.80 on its own set"}  # what the page says beside a figure
 
 
@@ -40,9 +39,9 @@ class Report:
                 self.scores.setdefault(figure, {})[one.record.id] = score
 
     def show(self, name: str, title: str, strips: Sequence) -> None:
-        """Write a sheet of the first strips as `name`.png; nothing where there are none."""
+        """Write a sheet of strips as `name`.png; nothing where there are none."""
         if strips:
-            pictures.sheet(strips[:PICTURED], self.out / f"{name}.png")
+            pictures.sheet(strips, self.out / f"{name}.png")
             self.sheets[title] = f"{name}.png"
 
     def write(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from g4v_jax.data import records, video
+from g4v_jax.data.pack import RowShape
 from g4v_jax.data.pipeline import FrameCache
 from g4v_jax.data.questions import world_questions
 from g4v_jax.data.records import Record
@@ -18,12 +19,13 @@ from g4v_jax.errors import UserError, nearest
 from g4v_jax.evals import attacks, captions, fidelity, motion, noise, pictures, question_sets, questions
 from g4v_jax.evals import report, safety, talk, videos
 from g4v_jax.evals.figures import Figure, attribute_figures
-from g4v_jax.evals.report import PICTURED, Report
+from g4v_jax.evals.report import Report
 from g4v_jax.evals.spec import EvalSpec
 from g4v_jax.infer.assistant import Assistant
 from g4v_jax.safety.gate import choose_threshold
 
 CACHE_BYTES = 512 * 2**20
+PICTURED = 16  # strips a sheet
 LIVE = ("caption/rouge_l", "caption/attributes", "generation/answered", "generation/attributes", "denoising/t0.5",
         "denoising_bare/t0.5", "safety/f1", "safety/false_refusals")  # fmt: skip
 
@@ -37,7 +39,7 @@ def evaluate(
     assistant. Groups that the data set lacks give no figures. Raises UserError where the split has no clips.
     """
     found = Report(out, spec.split, records.summary(directory)["source"])
-    footage = _Footage(assistant)
+    footage = _Footage(assistant.shape)
     held_out = safety.cases(directory, spec.split, spec.safety, footage.watched, spec.per_kind)
     if held_out:
         found.figures |= _tune(assistant, directory, spec, footage, say)
@@ -52,16 +54,25 @@ def evaluate(
     return found
 
 
-def live(assistant: Assistant, directory: str, spec: EvalSpec) -> dict[str, float]:
-    """What is measured again and again while a run trains: a few samples of the validation split, values alone."""
-    footage = _Footage(assistant)
-    clips = captions.spread(list(records.read(directory, "validation", "clips")), spec.live)
-    figures, _ = captions.measure(assistant, clips, [footage.watched(r, 0) for r in clips], "validation", meteor=False)
-    figures |= videos.measure(assistant, clips, "validation")[0]
-    figures |= noise.measure(assistant, clips, footage.rendered, "validation")
-    if cases := safety.cases(directory, "validation", spec.live, footage.watched):
-        figures |= safety.measure(assistant, cases)[0]
-    return {f"live/{name}": figures[name].value for name in LIVE if name in figures}
+def live(directory: str, spec: EvalSpec, shape: RowShape) -> Callable[[Assistant], dict[str, float]]:
+    """What is measured again and again while a run trains: a few samples of the validation split, values alone.
+
+    The samples are read once, here.
+    """
+    footage = _Footage(shape)
+    clips = captions.spread(records.read(directory, "validation", "clips"), spec.live)
+    watched = [footage.watched(record, 0) for record in clips]
+    cases = safety.cases(directory, "validation", spec.live, footage.watched)
+
+    def measure(assistant: Assistant) -> dict[str, float]:
+        figures, _ = captions.measure(assistant, clips, watched, "validation", meteor=False)
+        figures |= videos.measure(assistant, clips, "validation")[0]
+        figures |= noise.measure(assistant, clips, footage.rendered, "validation")
+        if cases:
+            figures |= safety.measure(assistant, cases)[0]
+        return {f"live/{name}": figures[name].value for name in LIVE if name in figures}
+
+    return measure
 
 
 def attack(
@@ -72,7 +83,7 @@ def attack(
     Chooses the hazard threshold first, as `evaluate` does. Raises UserError where the split has no harmful request in
     words alone.
     """
-    figures = _tune(assistant, directory, spec, _Footage(assistant), say)
+    figures = _tune(assistant, directory, spec, _Footage(assistant.shape), say)
     harmful = safety.harmful_requests(directory, spec.split)
     if not harmful:
         raise UserError(f"{directory}: {spec.split} has no harmful requests to disguise; build records with a safety set")
@@ -125,8 +136,8 @@ def _answer(assistant: Assistant) -> Callable:
 class _Footage:
     """Clips of records as a model watches them, and as it is to render them; each is decoded once."""
 
-    def __init__(self, assistant: Assistant):
-        self._cache, self._shape = FrameCache(CACHE_BYTES, records.footage), assistant.shape
+    def __init__(self, shape: RowShape):
+        self._cache, self._shape = FrameCache(CACHE_BYTES, records.footage), shape
 
     def watched(self, record: Record, video: int):
         return self._cache.footage(record, video, self._shape.clip_frames, self._shape.clip_size)

@@ -3,7 +3,6 @@
 May hold the measure on dialogues without clips; what the model says of clips is judged in `captions.py`.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
@@ -13,14 +12,12 @@ import numpy as np
 
 from g4v_jax import trees
 from g4v_jax.data import records
-from g4v_jax.data.pack import single
 from g4v_jax.data.talk import KIND
-from g4v_jax.data.text import Turn, dialogue
+from g4v_jax.data.text import Turn
 from g4v_jax.evals.figures import Figure
 from g4v_jax.infer.assistant import Assistant
 from g4v_jax.losses.captioning import token_losses
 from g4v_jax.models.gpt4video import GPT4Video
-from g4v_jax.sharding import put_batch
 
 
 def measure(assistant: Assistant, directory: str, split: str) -> dict[str, Figure]:
@@ -47,14 +44,11 @@ def measure(assistant: Assistant, directory: str, split: str) -> dict[str, Figur
 def losses(assistant: Assistant, params: dict, dialogues: Sequence[Sequence[Turn]]) -> tuple[np.ndarray, np.ndarray]:
     """Summed cross-entropy of the assistant's turns of each dialogue, and how many tokens it sums: f64 [n] each."""
     sums, counts = [], []
-    shape = dataclasses.replace(assistant.shape, rows=assistant.spec.rows, clips=1, targets=1, hazards=1)
-    for start in range(0, len(dialogues), shape.rows):
-        part = dialogues[start : start + shape.rows]
-        batch = single([dialogue(turns, assistant.tokenizer, shape) for turns in part], shape)
+    for used, batch in assistant.whole(dialogues):
         with jax.set_mesh(assistant.mesh):
-            total, count = _row_losses(assistant.model, params, put_batch(batch, assistant.mesh))
-        sums.append(np.asarray(total, np.float64)[: len(part)])
-        counts.append(np.asarray(count, np.float64)[: len(part)])
+            total, count = _row_losses(assistant.model, params, batch)
+        sums.append(np.asarray(total, np.float64)[:used])
+        counts.append(np.asarray(count, np.float64)[:used])
     return np.concatenate(sums), np.concatenate(counts)
 
 

@@ -5,9 +5,9 @@ Batched, jitted, and built on the same rows as training. Knows nothing of config
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import repeat
+from itertools import islice, repeat
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +110,16 @@ class Assistant:
             clips.append(np.asarray(video)[: len(part)])
             blocked.append(np.asarray(closed)[: len(part)])
         return np.concatenate(clips), np.concatenate(blocked)
+
+    def whole(self, dialogues: Iterable[Sequence[Turn]]) -> Iterator[tuple[int, Batch]]:
+        """Dialogues that are not to be answered, one a row, in batches on the mesh: (how many of its rows are used, batch).
+
+        Each has one slot of every kind. Raises UserError where one does not fit a row.
+        """
+        shape = dataclasses.replace(self.shape, rows=self.spec.rows, clips=1, targets=1, hazards=1)
+        rest = iter(dialogues)
+        while part := list(islice(rest, shape.rows)):
+            yield len(part), self._put(single([dialogue(turns, self.tokenizer, shape) for turns in part], shape))
 
     @property
     def _stops(self) -> tuple[int, int]:

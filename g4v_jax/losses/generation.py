@@ -1,5 +1,7 @@
 """The flow-matching loss of the denoiser: what is drawn for it, and its two terms."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -8,8 +10,20 @@ from g4v_jax.diffusion.process import process
 from g4v_jax.types import Array, Batch, Term
 
 
-def draw(prediction: str, spec, latents: tuple[int, ...], row_keys: Array) -> flow.Draws:
-    """Times, noise, dropped conditions and gates of each row; `spec` has time_shift, drop_rate, gate_rate and noises."""
+@dataclasses.dataclass(frozen=True)
+class GenerationSpec:
+    """Weights of the two terms, and how generation is trained."""
+
+    generation: float = 1.0
+    blocked: float = 1.0
+    time_shift: float = 1.0  # of the flow's times toward noise
+    drop_rate: float = 0.1  # of conditions, for classifier-free guidance
+    gate_rate: float = 0.5  # of blocked slots that train the learned blocked context
+    noises: int = 1  # drawn for each clip: more, where the LLM's pass costs more than the denoiser's (Li et al. 2024)
+
+
+def draw(prediction: str, spec: GenerationSpec, latents: tuple[int, ...], row_keys: Array) -> flow.Draws:
+    """Times, noise, dropped conditions and gates of each row."""
     times = process(prediction, spec.time_shift).times
     return flow.draw(row_keys, latents, times, spec.drop_rate, spec.gate_rate, spec.noises)
 

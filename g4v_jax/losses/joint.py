@@ -27,22 +27,16 @@ TERMS = ("caption", "generation", "refusal", "hazard", "blocked", "preference", 
 
 
 @dataclasses.dataclass(frozen=True)
-class JointSpec:
-    """Weights of the terms, and how generation is trained."""
+class JointSpec(generation.GenerationSpec):
+    """Weights of the other terms."""
 
     caption: float = 1.0
-    generation: float = 1.0
     refusal: float = 1.0
     hazard: float = 1.0
-    blocked: float = 1.0
     preference: float = 1.0
     preference_beta: float = 0.1  # nats of margin count for so much
     keep: float = 0.0  # needs an LLM with LoRA; 0: ordinary talk is learned like captions
     hazard_positive_weight: float = 1.0
-    time_shift: float = 1.0  # of the flow's times toward noise
-    drop_rate: float = 0.1  # of conditions, for classifier-free guidance
-    gate_rate: float = 0.5  # of blocked slots that train the learned blocked context
-    noises: int = 1  # drawn for each clip: more, where the LLM's pass costs more than the denoiser's (Li et al. 2024)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,23 +16,11 @@ from g4v_jax.types import Array, Batch, Term
 
 
 @dataclasses.dataclass(frozen=True)
-class RenderingSpec:
-    """Weights of the terms, and how generation is trained; as in the joint objective."""
-
-    generation: float = 1.0
-    blocked: float = 1.0
-    time_shift: float = 1.0
-    drop_rate: float = 0.1
-    gate_rate: float = 0.5
-    noises: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
 class Rendering:
     """`Objective` (see train/step.py) of a GPT4Video's word table, conditioner, queries and denoiser."""
 
     model: GPT4Video
-    spec: RenderingSpec
+    spec: generation.GenerationSpec
     latents: tuple[int, ...]
 
     @property

@@ -87,7 +87,7 @@ class TowerFolder:
 
     def load_whole(self, dtype=jnp.float32) -> dict:
         """All leaves on one device."""
-        one = sharding.make_mesh({"fsdp": 1}, jax.local_devices()[:1])
+        one = sharding.one_device()
         return self.load(self.shapes(one, dtype))
 
     def shapes(self, mesh: jax.sharding.Mesh, dtype=jnp.float32) -> dict:

@@ -116,6 +116,6 @@ def checked(tower: str, module, arrays: dict[str, np.ndarray]) -> dict[str, np.n
 
 def run(tower: str, module, params: dict, arrays: dict[str, np.ndarray], dtype=jnp.float32) -> dict[str, np.ndarray]:
     """A tower's forward pass on given arrays, computed in `dtype` on one device."""
-    with jax.set_mesh(sharding.make_mesh({"fsdp": 1}, jax.local_devices()[:1])):
+    with jax.set_mesh(sharding.one_device()):
         call = jax.jit(lambda p, a: module.apply({"params": p}, a, dtype, method=FORWARD[tower]))
         return {name: np.asarray(value) for name, value in call(params, arrays).items()}

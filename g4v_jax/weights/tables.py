@@ -273,5 +273,5 @@ def boxed_shapes(tower: str, module: nn.Module) -> dict:
 
 def tower_shapes(tower: str, module: nn.Module) -> dict:
     """The tower's parameters as nested ShapeDtypeStructs: nothing is computed."""
-    with jax.set_mesh(sharding.make_mesh({"fsdp": 1}, jax.local_devices()[:1])):
+    with jax.set_mesh(sharding.one_device()):
         return nn.meta.unbox(boxed_shapes(tower, module))
