@@ -59,7 +59,6 @@ def open_run(workdir: str):
 
 def open_llm(folder: str):
     """(decoder, tokenizer) of an imported LLM. Raises UserError where there is none."""
-
     from g4v_jax import sharding
     from g4v_jax.data.text import Tokenizer
     from g4v_jax.infer.decode import Decoder
