@@ -86,12 +86,17 @@ def get_config(stage: str = "model") -> ConfigDict:
     if stage == "safety":
         config.source = "data/emoji,data/talk,data/safety"
         config.data.records = "data/smol-safety-records"
-        config.data.mixture = dict(
-            prefer=0.6, caption=0.16, generate=0.1, refuse_clip=0.04, refuse_request=0.04, blocked=0.06)
+        # by kind: most dialogues are ordinary talk, and few steps of it teach no refusal
+        config.data.mixture = {
+            "prefer/advbench": 0.3, "prefer/harmful-about-clip": 0.06, "prefer/harmless-about-hazard": 0.04,
+            "prefer/lookalike": 0.18, "prefer/conversation": 0.1, "prefer/harmless-about-clip": 0.02,
+            "caption": 0.12, "generate": 0.08, "refuse_clip": 0.03, "refuse_request": 0.03, "blocked": 0.04,
+        }  # fmt: skip
         config.rows.preferences = 8
         towers = ("vision", "summarizer", "llm", "conditioner", "autoencoder", "denoiser", "queries", "hazard")
         config.init = {tower: "runs/smol" for tower in towers}
         config.optimizer.warmup_steps = 10
-        config.train.update(steps=150, checkpoint_every=75)
+        config.optimizer.multipliers.llm = 0.4
+        config.train.update(steps=240, checkpoint_every=80)
         config.evaluate.update(safety=30, per_kind=60)
     return config

@@ -44,6 +44,7 @@ def make(path: Path, clips: int = 12, hazards: int = 4, dialogues: int = 6) -> P
             {"role": "user", "text": "show me another"},
             answer if number % 2 else {"role": "assistant", "text": "no, sorry"},
         ]
-        talks.append({"turns": turns, "split": "train", "hazard": number % 2 == 0, "kind": "talk"})
+        kind = "short" if number % 3 == 2 else "talk"
+        talks.append({"turns": turns, "split": "train", "hazard": number % 2 == 0, "kind": kind})
     write_lines(path / "dialogues.jsonl", talks)
     return path

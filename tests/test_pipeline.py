@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 from collections import Counter
 
 import jax
@@ -193,12 +194,21 @@ def test_mistakes_are_named(open_):
         "the mixture is empty": dict(mixture={"caption": 0}),
         "must not be negative": dict(mixture={"caption": -1}),
         "unknown split 'dev'": dict(split="dev"),
+        "train_dialogues has no records of kind 'talks'.*did you mean 'talk'": dict(mixture={"dialogue/talks": 1}),
         "task 'blocked' needs test_hazards": dict(split="test", mixture={"caption": 1, "blocked": 1}),
         "no records here": dict(records="/nowhere"),
         "4 rows do not divide over 3 processes": dict(process_count=3),
     }.items():
         with pytest.raises(UserError, match=message):
             open_(**fields)
+
+
+def test_a_task_of_one_kind_draws_from_no_other(open_, tokenizer):
+    asked = set()
+    for batch in take(open_(mixture={"dialogue/short": 1}), 2):
+        text = " ".join(tokenizer.decode(row) for row in batch.tokens)
+        asked |= set(re.findall(r"what is in clip (\d)", text))
+    assert asked == {"2", "5"}  # see `folder.make`
 
 
 def test_pixels_draw_from_clips_and_hazards(open_):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,22 @@ def test_dialogues_name_videos_by_place(source, built):
     assert record.dialogue[0]["video"] == 0 and record.dialogue[3]["render"] == {"caption": "a wall", "video": 1}
     assert record.videos[1] == (source / "clips/1.mp4").read_bytes()
     assert (record.hazard, record.kind, record.caption) == (False, "talk", "")
+
+
+def test_records_of_one_kind(built, tmp_path):
+    assert records.kinds(built[0], "train", "dialogues") == {"short": 2, "talk": 4}
+    assert records.kinds(built[0], "test", "dialogues") == {}
+    found = {kind: [one.id for one in records.read(built[0], "train", "dialogues", kind)] for kind in ("short", "talk")}
+    assert found == {
+        "short": ["dialogues.jsonl:3", "dialogues.jsonl:6"],
+        "talk": [f"dialogues.jsonl:{line}" for line in (1, 2, 4, 5)],
+    }
+    with pytest.raises(UserError, match="train_dialogues has no records of kind 'tlak'; did you mean 'talk'"):
+        records.read(built[0], "train", "dialogues", "tlak")
+    shutil.copytree(built[0], tmp_path / "damaged")
+    (tmp_path / "damaged" / records.KINDS.format("train_dialogues")).write_bytes(b"spoiled")
+    with pytest.raises(UserError, match="train_dialogues is damaged"):
+        records.read(tmp_path / "damaged", "train", "dialogues", "talk")
 
 
 def test_footage_checks_the_bytes(built):

@@ -37,7 +37,7 @@ class Pipeline:
     """What to read and how to mix it. `open` starts it."""
 
     records: str  # folder of a data set made by `records.build`
-    mixture: Mapping[str, float]  # task -> weight; counts examples, not tokens; 0 turns a task off
+    mixture: Mapping[str, float]  # task or task/kind -> weight; counts examples, not tokens; 0: off
     seed: int = 0
     split: str = "train"
     threads: int = 4  # that build examples; decoding is nearly all of it
@@ -79,8 +79,9 @@ class Pipeline:
 
     def _weights(self) -> dict[str, float]:
         for name, weight in self.mixture.items():
-            if name not in TASKS:
-                raise UserError(f"data: unknown task {name!r} in the mixture{nearest(name, TASKS)}")
+            task = name.partition("/")[0]
+            if task not in TASKS:
+                raise UserError(f"data: unknown task {task!r} in the mixture{nearest(task, TASKS)}")
             if weight < 0:
                 raise UserError(f"data: the weight of {name!r} is {weight}; it must not be negative")
         weights = {name: float(self.mixture[name]) for name in sorted(self.mixture) if self.mixture[name]}
@@ -89,14 +90,16 @@ class Pipeline:
         return weights
 
     def _groups(self, name: str, present: Mapping[str, int]) -> list[records.Split]:
-        groups = [group for group in TASKS[name].groups if f"{self.split}_{group}" in present]
+        task, _, kind = name.partition("/")
+        groups = [group for group in TASKS[task].groups if f"{self.split}_{group}" in present]
         if not groups:
-            wanted = " or ".join(f"{self.split}_{group}" for group in TASKS[name].groups)
+            wanted = " or ".join(f"{self.split}_{group}" for group in TASKS[task].groups)
             raise UserError(
-                f"data: task {name!r} needs {wanted}, and {self.records} has only {', '.join(present)}; "
+                f"data: task {task!r} needs {wanted}, and {self.records} has only {', '.join(present)}; "
                 "build records that have them or set the task's weight to 0"
             )
-        return [records.read(self.records, self.split, group) for group in groups]
+        having = [group for group in groups if kind in records.kinds(self.records, self.split, group)]
+        return [records.read(self.records, self.split, group, kind) for group in having or groups]
 
 
 class Batches(Iterator[Batch]):
@@ -147,6 +150,7 @@ class _TaskStream:
 
     def __init__(self, name: str, seed: int, groups: Sequence[records.Split], setting: Setting):
         self._name, self._groups, self._setting = name, groups, setting
+        self._task = TASKS[name.partition("/")[0]]
         self._entropy = [seed, zlib.crc32(name.encode())]
         self._lock = threading.Lock()
         self._built = False
@@ -164,7 +168,7 @@ class _TaskStream:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([*self._entropy, place])))
         setting = replace(self._setting, counts=Counter())
         try:
-            example = TASKS[self._name].build(self._record(index), rng, setting)
+            example = self._task.build(self._record(index), rng, setting)
         except UserError as error:
             self._fail(index, error)
             return None

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ from g4v_jax.errors import UserError, nearest
 SPLITS = ("train", "validation", "test")
 GROUPS = ("clips", "hazards", "dialogues")
 SUMMARY, SKIPPED = "summary.json", "skipped.jsonl"
+KINDS = "kinds/{}.npy"  # u16 [records]: the kind of each, by its place in the summary
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +54,20 @@ class Record:
 
 
 class Split(Sequence):
-    """The records of one split and group, by index. A record damaged on disk raises UserError when it is read."""
+    """The records of one split and group, or of one kind among them, by index.
 
-    def __init__(self, source, name: str):
+    A record damaged on disk raises UserError when it is read.
+    """
+
+    def __init__(self, source, name: str, places: Sequence[int] | None = None):
         self._source, self._name = source, name
+        self._places = range(len(source)) if places is None else places
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> Record:
-        index = range(len(self))[index]  # IndexError ends an iteration
+        index = int(self._places[range(len(self))[index]])  # IndexError ends an iteration
         try:
             row = self._source[index]
         except RuntimeError as error:  # a checksum of the file format failed
@@ -92,16 +98,28 @@ def splits(directory: str | os.PathLike) -> dict[str, int]:
     return summary(directory)["records"]
 
 
-def read(directory: str | os.PathLike, split: str, group: str) -> Split:
-    """The records of one split and group; UserError where the data set does not hold them, or is damaged."""
+def kinds(directory: str | os.PathLike, split: str, group: str) -> dict[str, int]:
+    """Number of records of each kind of a split and group, {} where it has none."""
+    return summary(directory).get("kinds", {}).get(f"{split}_{group}", {})
+
+
+def read(directory: str | os.PathLike, split: str, group: str, kind: str = "") -> Split:
+    """The records of one split and group, or of one kind of them.
+
+    Raises UserError where the data set does not hold them, or is damaged.
+    """
     present, name = splits(directory), f"{split}_{group}"
     if name not in present:
         raise UserError(f"{directory}: no records {name!r}{nearest(name, present)}")
+    known = list(kinds(directory, split, group))
+    if kind and kind not in known:
+        raise UserError(f"{directory}: {name} has no records of kind {kind!r}{nearest(kind, known)}")
     try:
         source = tfds.builder_from_directory(directory).as_data_source(split=name)
-    except (RuntimeError, OSError) as error:
+        codes = np.load(Path(directory) / KINDS.format(name), allow_pickle=False) if kind else None
+    except (RuntimeError, OSError, ValueError) as error:
         raise UserError(f"{directory}: {name} is damaged ({error}); build the records again") from error
-    return Split(source, f"{directory}: {name}")
+    return Split(source, f"{directory}: {name}", np.flatnonzero(codes == known.index(kind)) if kind else None)
 
 
 def listed(directory: str | os.PathLike, split: str, group: str) -> list[Record]:
@@ -124,7 +142,7 @@ def build(source_dirs: str | os.PathLike | Sequence[str | os.PathLike], out_dir:
     in full takes its records with it: they are counted and listed in `skipped.jsonl`. Where `out_dir` was already
     built from the same source it is kept, and the summary says `reused`.
 
-    Returns the summary: "records" by split, "skipped", "videos", "bytes", "source" (fingerprint) and "reused".
+    Returns the summary: "records" and "kinds" by split, "skipped", "videos", "bytes", "source" (fingerprint) and "reused".
     """
     sources = [source_dirs] if isinstance(source_dirs, str | os.PathLike) else source_dirs
     sources, out = [Path(source) for source in sources], Path(out_dir)
@@ -160,12 +178,17 @@ def build(source_dirs: str | os.PathLike | Sequence[str | os.PathLike], out_dir:
         built = Path(builder.data_path)
         made = {
             "records": {name: len(group) for name, group in sorted(good.items())},
+            "kinds": {name: dict(sorted(Counter(one.kind for one in group).items())) for name, group in good.items()},
             "skipped": len(skipped),
             "videos": len(digests),
             "bytes": sum(file.stat().st_size for file in built.iterdir()),
             "source": fingerprint,
         }
         (built / SKIPPED).write_text("".join(json.dumps(row) + "\n" for row in skipped))
+        (built / KINDS).parent.mkdir()
+        for name, counts in made["kinds"].items():
+            codes = {kind: code for code, kind in enumerate(counts)}
+            np.save(built / KINDS.format(name), np.array([codes[one.kind] for one in good[name]], np.uint16))
         (built / SUMMARY).write_text(json.dumps(made, indent=2))
         if out.exists():
             out.rename(partial / "replaced")
@@ -180,7 +203,7 @@ def build(source_dirs: str | os.PathLike | Sequence[str | os.PathLike], out_dir:
 class G4vRecords(tfds.core.GeneratorBasedBuilder):
     """The TFDS side: the schema, and the records in the order of their files. `Text` holds bytes as they are."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     url_infos = None  # nothing is downloaded; looking for checksums would need a package that TFDS does not install
 
     def __init__(self, entries: dict[str, list["_Entry"]], digests: dict[str, str], **kwargs):
