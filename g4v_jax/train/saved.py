@@ -3,6 +3,7 @@
 May hold reading; `checkpoint.py` writes.
 """
 
+import itertools
 from functools import cached_property
 from pathlib import Path
 
@@ -15,9 +16,7 @@ from g4v_jax import trees
 from g4v_jax.errors import UserError
 from g4v_jax.train.manifest import damage, steps, verify_frozen
 
-CHUNK = 64 << 20  # bytes that are read together
-
-
+CHUNK = 8 << 20  # bytes that are read together
 class SavedRun:
     """The newest undamaged step of a run, and its frozen weights. Raises UserError where it has no good step."""
 
@@ -81,7 +80,15 @@ class SavedRun:
         folder, name = (self._frozen, path) if kind is None else (self._arrays, f"{kind}/{path}")
         store = {"driver": "ocdbt", "base": f"file://{folder}/", "path": name.replace("/", ".") + "/"}
         array = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True, read=True).result()
-        return np.asarray((array if layer is None else array[layer]).read().result())
+        chunk = array.chunk_layout.read_chunk.shape
+        if layer is not None:
+            array, chunk = array[layer], chunk[1:]
+        value = np.empty(array.shape, array.dtype.numpy_dtype)
+        corners = itertools.product(*(range(0, size, step) for size, step in zip(array.shape, chunk)))
+        for corner in corners:  # one after the other: what is on its way adds up
+            place = tuple(slice(at, min(at + step, size)) for at, step, size in zip(corner, chunk, array.shape))
+            value[place] = array[place].read().result()
+        return value
 
 
 def save_args(tree):

@@ -245,10 +245,11 @@ def export_tower(
             path = folder / f"{base}{suffix}.safetensors"
             with Writer(path, {name: (kind, shape) for name, kind, shape, _ in group}) as writer:
                 for name, kind, shape, origin in group:
-                    value = np.ascontiguousarray(_value(leaves, name, shape, origin).astype(kind))
+                    value = _value(leaves, name, shape, origin).astype(kind, order="C", copy=False)
                     writer.write(name, value)
                     content[name] = hashlib.sha256(value.reshape(-1).view(np.uint8)).hexdigest()
                     where[name], total = path.name, total + value.nbytes
+                    del value  # before the next one is read
                     for move in origin if isinstance(origin, list) else [None]:
                         ours = (None, None) if move is None else (move.path, move.layer)
                         rows.append(Row(name, shape, str(kind), *ours))
