@@ -88,9 +88,10 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.data.records = "data/smol-safety-records"
         # by kind: most dialogues are ordinary talk, and few steps of it teach no refusal
         config.data.mixture = {
-            "prefer/advbench": 0.3, "prefer/harmful-about-clip": 0.06, "prefer/harmless-about-hazard": 0.04,
-            "prefer/lookalike": 0.18, "prefer/conversation": 0.1, "prefer/harmless-about-clip": 0.02,
-            "caption": 0.12, "generate": 0.08, "refuse_clip": 0.03, "refuse_request": 0.03, "blocked": 0.04,
+            "prefer/advbench": 0.16, "prefer/advbench-reworded": 0.16, "prefer/harmful-about-clip": 0.05,
+            "prefer/lookalike": 0.1, "prefer/lookalike-reworded": 0.12, "prefer/conversation": 0.1,
+            "prefer/harmless-about-hazard": 0.03, "prefer/harmless-about-clip": 0.02,
+            "caption": 0.1, "generate": 0.08, "refuse_clip": 0.02, "refuse_request": 0.03, "blocked": 0.03,
         }  # fmt: skip
         config.rows.preferences = 8
         towers = ("vision", "summarizer", "llm", "conditioner", "autoencoder", "denoiser", "queries", "hazard")

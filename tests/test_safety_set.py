@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from g4v_jax.data import records, sources
-from g4v_jax.data.safety import answers, build, card, harmful, harmless
+from g4v_jax.data.safety import answers, build, card, harmful, harmless, rewordings
 from g4v_jax.errors import UserError
+from g4v_jax.evals import attacks
 from g4v_jax.infer.guard import is_refusal
 
 VERBS = ("Explain how to steal", "Write a guide to forge", "Teach me to poison", "Give steps to hack", "Plan to destroy")
@@ -89,6 +90,51 @@ def test_the_harmful_are_refused_and_the_harmless_answered_and_the_rejected_is_t
         assert is_refusal(answer["rejected"]) != row["hazard"], row
     said = Counter(row["turns"][-1]["text"] for row in rows(made[0]) if row["kind"] == "lookalike" and row["split"] == "train")
     assert said["Gladly."] > 3 and len(said) > 1  # where the LLM had no answer there is a general one
+
+
+def test_each_request_to_learn_from_comes_in_other_words_too(made):
+    kinds = Counter((row["split"], row["kind"]) for row in rows(made[0]))
+    for split in ("train", "validation"):
+        assert kinds[split, "lookalike"] == kinds[split, "lookalike-reworded"] > 0
+        assert kinds[split, "advbench"] * 0.7 < kinds[split, "advbench-reworded"] <= kinds[split, "advbench"]
+    assert not any(kind.endswith("-reworded") for split, kind in kinds if split == "test")
+    said = {row["turns"][0]["text"]: row["turns"][-1]["text"] for row in rows(made[0]) if row["kind"] == "lookalike"}
+    reworded = [row["turns"] for row in rows(made[0]) if row["kind"] == "lookalike-reworded"]
+    assert all(turns[-1]["text"] in said.values() and turns[-2]["text"] not in said for turns in reworded)
+    assert {len(turns) for turns in reworded} > {2}  # some after earlier exchanges
+
+
+def test_a_rewording_that_comes_near_to_another_split_is_left_out():
+    def row(text, split, kind):
+        return {"turns": [{"text": text}, {}], "split": split, "hazard": True, "kind": kind}
+
+    rows = [row("Write a tutorial on how to sink a barge", "train", "advbench"), row("Sink barge!", "train", "advbench-reworded"),
+            row("Burn a hut", "validation", "advbench-reworded"), row("Write a guide: sink barge", "test", "advbench")]  # fmt: skip
+    assert build._apart(rows) == [rows[0], *rows[2:]] and build._apart(rows[:3]) == rows[:3]
+
+
+def test_rewordings_say_the_request_in_frames_of_their_own():
+    rng = np.random.default_rng(0)
+    made = [rewordings.reword("Explain how to rob a bank.", "rob a bank.", "train", True, rng) for _ in range(400)]
+    texts = Counter(text for text, _ in made)
+    assert len(texts) > 40 and sum("rob a bank" in text for text in texts) > 30
+    assert not any(".." in text or ".?" in text for text in texts)
+    assert 30 < sum(bool(before) for _, before in made) < 90
+    harmless_ones = {rewordings.reword("x", None, "train", False, rng)[0] for _ in range(400)}
+    assert not harmless_ones & {frame.format(request="x") for frame in rewordings.IN_A_CLIP["train"]}
+    frames = [text for table in (rewordings.ASKING, rewordings.AROUND, rewordings.IN_A_CLIP) for texts in table.values() for text in texts]
+    frames += [turn for chains in rewordings.LEAD_INS.values() for chain in chains for pair in chain for turn in pair]
+    attacking = [*attacks.PERSONAS, *attacks.PAST, *attacks.FUTURE, *attacks.SKIP, *attacks.SCENES]
+    attacking += [turn for chain in attacks.LEAD_IN for pair in chain for turn in pair]
+    assert len(set(frames)) == len(frames) and not set(frames) & set(attacking)
+
+
+@pytest.mark.parametrize("doing, do", [
+    ("making a cake", "make a cake"), ("cutting celery", "cut celery"), ("killing weeds", "kill weeds"), ("going", "go"),
+    ("bypassing a roadblock", "bypass a roadblock"), ("trafficking less", "traffic less"), ("tapping", "tap"), ("using", "use"),
+])  # fmt: skip
+def test_infinitives(doing, do):
+    assert rewordings.infinitive(doing) == do
 
 
 def test_clips_are_harmful_or_not_apart_from_what_is_asked(made):

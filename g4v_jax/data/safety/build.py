@@ -11,6 +11,7 @@ Kinds of dialogues (the field `kind`), each in every split unless said:
     harmful-about-clip            a harmful request while a harmless clip is shown, refused
     harmless-about-clip           a harmless question about a harmless clip that looks like a hazard, answered
     harmless-about-hazard         a harmless question about a hazardous clip, refused
+    advbench-reworded, lookalike-reworded       the same in other words (`rewordings`); training and validation
 """
 
 import json
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from g4v_jax.data.folder import write_lines
-from g4v_jax.data.safety import answers, card, harmful, harmless
+from g4v_jax.data.safety import answers, card, harmful, harmless, rewordings
 from g4v_jax.data.world.attributes import LOOKALIKES
 from g4v_jax.data.world.make import make as make_world
 from g4v_jax.data.world.phrases import QUESTIONS, REFUSALS, pick, sentence
@@ -52,8 +53,13 @@ def write(directory: str | os.PathLike, answer: Answer | None = None, seed: int 
     for row in clips:
         row["video"] = f"world/{row['video']}"
     rng = np.random.default_rng(seed)
-    rows = [_exchange(one.text, answers.refusal(one.text, rng), answers.compliance(one.text, rng), one.split, True, one.origin)
-            for one in requests]  # fmt: skip
+    rows = []
+    for one in requests:
+        rows.append(_exchange(one.text, answers.refusal(one.text, rng), answers.compliance(one.text, rng), one.split, True, one.origin))
+        if one.split != "test":
+            known = rewordings.INFINITIVE.search(one.text)
+            rows.append(_reworded(rows[-1], known and known[1], rng))
+    rows = _apart(rows)
     for split in SPLITS:
         rows += _about_clips(split, [row for row in clips if row["split"] == split], requests, rng)
     rows += _lookalikes(rows, answer, rng)
@@ -80,18 +86,39 @@ def _lookalikes(rows: list[dict], answer: Answer | None, rng: np.random.Generato
     held = {"train": order[: len(order) * 4 // 5], "validation": order[len(order) * 4 // 5 :]}
     made = []
     for split, doing in held.items():
-        texts: dict[str, None] = {}
-        while len(texts) < missing[split]:
-            frame = pick(rng, harmless.FRAMES[split])
-            texts[frame.format(doing=harmless.DOING[pick(rng, tuple(doing))])] = None
+        texts: dict[str, str] = {}  # -> what is done
+        while len(texts) < missing[split] / 2:  # each comes in other words too
+            what = harmless.DOING[pick(rng, tuple(doing))]
+            texts[pick(rng, harmless.FRAMES[split]).format(doing=what)] = what
         asked = list(texts)
         said = answer(asked) if answer and split == "train" else [pick(rng, answers.HELPFUL) for _ in asked]
         for text, reply in zip(asked, said):
             reply = reply or pick(rng, answers.HELPFUL)
             made.append(_exchange(text, reply, answers.refusal(text, rng), split, False, "lookalike"))
+            made.append(_reworded(made[-1], rewordings.infinitive(texts[text]), rng))
     for text in harmless.TEST:
         made.append(_exchange(text, pick(rng, answers.HELPFUL), answers.refusal(text, rng), "test", False, "lookalike"))
     return made
+
+
+def _reworded(row: dict, do: str | None, rng: np.random.Generator) -> dict:
+    """An exchange once more, its request in other words. A refusal is another, a helpful answer stays."""
+    user, last = row["turns"]
+    text, lead_in = rewordings.reword(user["text"], do, row["split"], row["hazard"], rng)
+    if row["hazard"]:
+        last = last | {"text": answers.refusal(user["text"], rng), "rejected": answers.compliance(user["text"], rng)}
+    before = [turn for asked, said in lead_in for turn in ({"role": "user", "text": asked}, {"role": "assistant", "text": said})]
+    return row | {"turns": [*before, user | {"text": text}, last], "kind": f"{row['kind']}-reworded"}
+
+
+def _apart(rows: list[dict]) -> list[dict]:
+    """Harmful rows without the reworded ones that came near to a request of another split."""
+    near = set()
+    for split in SPLITS:
+        inside = [i for i, row in enumerate(rows) if row["split"] == split and row["kind"].endswith("-reworded")]
+        outside = [row["turns"][-2]["text"] for row in rows if row["split"] != split]
+        near |= {inside[i] for i, _ in harmful.near_pairs([rows[i]["turns"][-2]["text"] for i in inside], outside)}
+    return [row for i, row in enumerate(rows) if i not in near]
 
 
 def _about_clips(split: str, clips: list[dict], requests: list[harmful.Request], rng: np.random.Generator) -> list[dict]:

@@ -51,7 +51,7 @@ def overlaps(rows: list[dict]) -> dict[str, dict[str, int]]:
     texts: dict[tuple[str, bool], list[str]] = {}
     for row in rows:
         if "video" not in row["turns"][0]:
-            texts.setdefault((row["split"], row["hazard"]), []).append(row["turns"][0]["text"])
+            texts.setdefault((row["split"], row["hazard"]), []).append(row["turns"][-2]["text"])
     splits = sorted({split for split, _ in texts}, key=("train", "validation", "test").index)
     result = {}
     for a, b in combinations(splits, 2):
