@@ -110,3 +110,18 @@ def put_batch(batch, mesh: Mesh):
         return jax.make_array_from_process_local_data(NamedSharding(mesh, batch_spec(leaf)), np.asarray(leaf))
 
     return jax.tree.map(put, batch)
+
+
+def put_whole_batch(batch, mesh: Mesh):
+    """The same of a batch that every process holds whole."""
+
+    def put(leaf):
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, NamedSharding(mesh, batch_spec(leaf)), lambda index: leaf[index])
+
+    return jax.tree.map(put, batch)
+
+
+def gathered(x):
+    """Arrays as they leave a jitted function for numpy: whole on every device, so that every process can read them."""
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), x)

@@ -74,8 +74,6 @@ def _run(build, workdir: Path, stop_after: int | None) -> None:
 
 def _live(build, tokenizer):
     """What the loop measures every `train.eval_every` steps: evaluate(state, frozen) -> values by name."""
-    import jax
-
     from g4v_jax import trees
     from g4v_jax.errors import UserError
     from g4v_jax.evals import run
@@ -84,8 +82,6 @@ def _live(build, tokenizer):
 
     if not isinstance(build.objective, Joint):
         raise UserError(f"config: train.eval_every: objective {build.sections.objective!r} makes no answers; set it to 0")
-    if jax.process_count() > 1:
-        raise UserError("config: train.eval_every works within one process; set it to 0 and use g4v eval on a checkpoint")
     measure = run.live(build.pipeline.records, build.evaluation, build.shape)  # read before anything is trained
 
     def evaluate(state, frozen):

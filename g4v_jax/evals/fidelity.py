@@ -52,7 +52,7 @@ class Encoder:
             part = videos[start : start + batch]
             filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), np.uint8)])  # one compilation
             with jax.set_mesh(self.mesh):
-                found = _frame_features(self.module, self.params, sharding.put_batch(filled, self.mesh))
+                found = _frame_features(self.module, self.params, sharding.put_whole_batch(filled, self.mesh))
             rows.append(np.asarray(found)[: len(part)])
         return np.concatenate(rows)
 
@@ -64,7 +64,7 @@ def _frame_features(module: Vision, params: dict, videos: jax.Array) -> jax.Arra
     x = videos.reshape(-1, *videos.shape[2:]).astype(jnp.float32)
     x = jnp.clip(jnp.round(jax.image.resize(x, size, "bilinear")), 0, 255).astype(jnp.uint8)
     features = module.apply({"params": params}, x, jnp.float32, frames)
-    return jnp.mean(features, axis=1).reshape(clips, frames, -1)
+    return sharding.gathered(jnp.mean(features, axis=1).reshape(clips, frames, -1))
 
 
 def agreement(encoder: Encoder, videos: np.ndarray, real: np.ndarray, prefix: str, biased: bool) -> dict[str, Figure]:

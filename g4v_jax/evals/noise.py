@@ -18,6 +18,7 @@ from g4v_jax.evals.figures import Figure
 from g4v_jax.evals.videos import request
 from g4v_jax.infer.assistant import Assistant
 from g4v_jax.models.gpt4video import GPT4Video, merge
+from g4v_jax.sharding import gathered
 from g4v_jax.types import Batch
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)  # 1 is noise
@@ -72,4 +73,5 @@ def _errors(model: GPT4Video, params: dict, batch: Batch, keys: jax.Array) -> ja
 
     contexts = jnp.stack([call(lambda m, s, d, b: m.conditioner(s, d, b), states, drop, no) for drop in (no, ~no)])
     times = jnp.tile(jnp.array(TIMES, jnp.float32), 2)
-    return jax.lax.map(at, (times, jnp.repeat(contexts, len(TIMES), axis=0))).reshape(2, len(TIMES), -1)
+    found = jax.lax.map(at, (times, jnp.repeat(contexts, len(TIMES), axis=0)))
+    return gathered(found.reshape(2, len(TIMES), -1))

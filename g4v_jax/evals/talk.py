@@ -18,6 +18,7 @@ from g4v_jax.evals.figures import Figure
 from g4v_jax.infer.assistant import Assistant
 from g4v_jax.losses.captioning import token_losses
 from g4v_jax.models.gpt4video import GPT4Video
+from g4v_jax.sharding import gathered
 
 
 def measure(assistant: Assistant, directory: str, split: str) -> dict[str, Figure]:
@@ -68,7 +69,7 @@ def _row_losses(model: GPT4Video, params: dict, batch):
         return m.llm.logits(m.llm.hidden(x, b.positions, b.segments))
 
     found = token_losses(model.apply({"params": params}, batch, method=logits), batch.targets)
-    return jnp.sum(found * batch.caption_weight, axis=1), jnp.sum(batch.caption_weight, axis=1)
+    return gathered((jnp.sum(found * batch.caption_weight, axis=1), jnp.sum(batch.caption_weight, axis=1)))
 
 
 def _perplexity(sums: np.ndarray, counts: np.ndarray) -> Figure:

@@ -21,7 +21,7 @@ from g4v_jax.diffusion.process import process
 from g4v_jax.infer.decode import empty_caches, extend, unstack
 from g4v_jax.infer.greedy import bucket, follow
 from g4v_jax.models.gpt4video import GPT4Video
-from g4v_jax.sharding import put_batch
+from g4v_jax.sharding import gathered, put_whole_batch
 from g4v_jax.types import Batch
 
 
@@ -50,7 +50,10 @@ class Reply:
 
 @dataclasses.dataclass
 class Assistant:
-    """Model, parameters and tokenizer, ready for use. `threshold`: hazard scores above it close the gate."""
+    """Model, parameters and tokenizer, ready for use. `threshold`: hazard scores above it close the gate.
+
+    Where there are several processes, all call with the same arguments and get the same results.
+    """
 
     model: GPT4Video
     params: dict
@@ -140,7 +143,7 @@ class Assistant:
         )
 
     def _put(self, batch: Batch) -> Batch:
-        return put_batch(batch, self.mesh)
+        return put_whole_batch(batch, self.mesh)
 
     def _reply(self, tokens: np.ndarray, hazard: float, cut: int = 0) -> Reply:
         ids, tokens = self.tokenizer.ids, tokens.tolist()
@@ -199,7 +202,7 @@ def _answer(model: GPT4Video, max_tokens: int, stops: tuple[int, ...], params: d
         hidden, caches = read(call(lambda m, t: m.llm.embed(t[:, None], m.dtype), token), places, caches)
         return call(pick, hidden[:, 0]), caches
 
-    return follow(advance, token, caches, lengths, max_tokens, stops, limit), hazard
+    return gathered((follow(advance, token, caches, lengths, max_tokens, stops, limit), hazard))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -232,4 +235,4 @@ def _render(
     latent_shape = model.autoencoder.latent_shape(frames, size)
     noise = jax.vmap(lambda key: jax.random.normal(key, latent_shape))(keys)
     latents = process(model.denoiser.prediction, spec.time_shift).sample(velocity, noise, spec.steps)
-    return call(lambda m, z: m.autoencoder.decode_normalised(z), latents), closed
+    return gathered((call(lambda m, z: m.autoencoder.decode_normalised(z), latents), closed))
