@@ -39,7 +39,7 @@ class Blueprint:
     def boxed(self) -> dict:
         """Parameters with their logical names, as shapes."""
         with jax.set_mesh(self.mesh):
-            return jax.eval_shape(self.init, jax.random.key(0))
+            return jax.eval_shape(lambda: self.init(jax.random.key(0)))  # traced: the mesh may be of devices not here
 
     @cached_property
     def shapes(self) -> dict:
