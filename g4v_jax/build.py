@@ -157,7 +157,7 @@ class Build:
             denoiser=denoiser,
             num_queries=rows["query_tokens"],
             caption_window=window,
-            dtype=compute_dtype(self.precision.compute),
+            dtype=compute_dtype(self.precision.compute, self.platform),
         )
 
     @cached_property
@@ -266,6 +266,11 @@ class Build:
         """The device mesh."""
         return sharding.make_mesh(dict(self.sections.mesh), self.devices)
 
+    @property
+    def platform(self) -> str:
+        """Of the devices: "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
+
     def batch_shapes(self, rows: int | None = None):
         """A batch as ShapeDtypeStructs, sharded over the mesh."""
         shape = dataclasses.replace(self.shape, rows=rows or self.shape.rows)
@@ -292,7 +297,7 @@ class Build:
             trainable = trees.matching(paths, self.sections.trainable, "trainable")
             return trainable, trees.matching(trainable, self.sections.ema, "ema")
 
-        return Blueprint(init, self.mesh, choose, compute_dtype(self.precision.frozen))
+        return Blueprint(init, self.mesh, choose, compute_dtype(self.precision.frozen, self.platform))
 
     def sources(self) -> dict[str, Path]:
         """Tower -> workdir for every frozen tower.

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 
 
-def compute_dtype(name: str = "auto") -> jnp.dtype:
-    """Resolve a config's dtype name; `auto` is bfloat16 on accelerators and float32 on CPU, where bfloat16 is slower."""
+def compute_dtype(name: str, platform: str) -> jnp.dtype:
+    """Resolve a config's dtype name; `auto` is bfloat16 on accelerators and float32 on "cpu", where bfloat16 is slower."""
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        name = "float32" if platform == "cpu" else "bfloat16"
     return jnp.dtype(name)
 
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from g4v_jax import config as configs
 from g4v_jax import trees
 from g4v_jax.build import Build
-from g4v_jax.commands.check import describe, sharding_table
+from g4v_jax.plan.account import describe, sharding_table
 from g4v_jax.commands.common import parse
 from g4v_jax.errors import UserError
 

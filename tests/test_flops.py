@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from g4v_jax.commands.check import arithmetic
+from g4v_jax.plan.account import arithmetic, model_arithmetic
 from g4v_jax.plan import flops
 
 
@@ -32,6 +32,39 @@ def test_a_gradient_is_two_products_more_and_a_rematerialised_one_three():
 
     assert total(jax.grad(loss, argnums=(0, 1)), A, B) == 3 * PRODUCT
     assert total(jax.grad(jax.checkpoint(loss), argnums=(0, 1)), A, B) == 4 * PRODUCT
+
+
+def needed(function, learned, *arrays) -> int:
+    return sum(flops.model(jax.make_jaxpr(function)(*arrays), learned, ()).values())
+
+
+def test_a_gradient_needs_a_product_for_each_operand_that_learns():
+    def loss(a, b):
+        return jnp.sum(jnp.tanh(a @ b))
+
+    for function in (loss, jax.checkpoint(loss), jax.jit(loss)):
+        for learned, often in (((True, True), 3), ((False, True), 2), ((False, False), 1)):
+            assert needed(function, learned, A, B) == often * PRODUCT
+    assert needed(lambda a, b: loss(jax.lax.stop_gradient(a), b), (True, True), A, B) == 2 * PRODUCT
+    square = np.zeros((4, 4), np.float32)
+
+    def loop(a, b, c):  # a frozen product, then one that learns: from the second turn on both have learned inputs
+        return jax.lax.scan(lambda x, _: ((x @ b) @ c, None), a, length=6)[0]
+
+    assert needed(loop, (False, False, True), A, square, square) == 6 * (2 + 3) * 2 * 3 * 4 * 4
+
+    def branch(flag, a, b):
+        return jax.lax.cond(flag, lambda: a @ b, lambda: a @ b @ b)
+
+    assert needed(branch, (False, False, True), True, A, square) == (2 + 3) * 2 * 3 * 4 * 4
+
+
+def test_what_is_needed_is_what_is_done_without_rematerialisation():
+    build = tiny.build(4)
+    done, model = arithmetic(build), model_arithmetic(build)
+    done.pop("optimizer", None)
+    assert model.keys() == done.keys()
+    assert sum(model.values()) <= sum(done.values()) <= 1.03 * sum(model.values())
 
 
 def test_loops_and_branches():

@@ -41,7 +41,7 @@ def _run(build, workdir: Path, stop_after: int | None) -> None:
     from g4v_jax.train.checkpoint import Checkpoints
     from g4v_jax.train.metrics import Logger
     from g4v_jax.train.start import first_state, frozen_tree, versions
-    from g4v_jax.train.step import make_gradient_cosines, make_step
+    from g4v_jax.train.step import jit_step, make_gradient_cosines, make_step
 
     tokenizer = load_tokenizer(build.pipeline.records, build.tokenizer, workdir)
     blueprint, optimizer, spec, seed = build.blueprint, build.optimizer, build.loop, build.sections.seed
@@ -50,11 +50,9 @@ def _run(build, workdir: Path, stop_after: int | None) -> None:
     frozen = frozen_tree(blueprint, checkpoints, sources)
     batches = build.pipeline.open(tokenizer, build.shape, jax.process_index(), jax.process_count())
     shapes = blueprint.state_shapes(optimizer)
-    # shardings out as in: a state that came back laid out otherwise would compile the step again
-    shardings = (jax.tree.map(lambda leaf: leaf.sharding, shapes), None)
     step = make_step(build.objective, optimizer, build.step, seed)
     loop.run(
-        step=jax.jit(step, donate_argnums=0, out_shardings=shardings),
+        step=jit_step(step, shapes),
         shapes=shapes,
         create=lambda: first_state(blueprint, optimizer, rng.stream(seed, "init"), sources),
         frozen=frozen,

@@ -26,9 +26,63 @@ def count(traced: core.ClosedJaxpr, towers: Sequence[str]) -> Counter:
     return found
 
 
+def model(traced: core.ClosedJaxpr, learned: Sequence[bool], towers: Sequence[str]) -> Counter:
+    """Operations that a traced loss and its gradient cannot do without, by tower: what "model FLOPs" stands for.
+
+    `learned`: of each input of the trace, whether its gradient is wanted. A product counts once for the loss, and once
+    more for each of its two operands that hangs on something learned: three times between learned weights and activations
+    under way to others, twice where weights are frozen but LoRA lies before them, once in a tower that nothing reaches back to.
+    """
+    found: Counter = Counter()
+    _needed(traced.jaxpr, list(learned), 1, REST, tuple(towers), found)
+    return found
+
+
+def _needed(jaxpr: core.Jaxpr, learned: list[bool], times: int, outer: str, towers, found: Counter) -> list[bool]:
+    """Adds to `found`; returns which outputs hang on what is learned."""
+    active = dict(zip(jaxpr.invars, learned, strict=True))
+
+    def of(atoms) -> list[bool]:
+        return [not isinstance(atom, core.Literal) and active.get(atom, False) for atom in atoms]
+
+    for eqn in jaxpr.eqns:
+        tower = outer if outer != REST else tower_of(str(eqn.source_info.name_stack), towers)
+        name, inputs = eqn.primitive.name, of(eqn.invars)
+        if name == "stop_gradient":
+            outputs = [False]
+        elif name in _COUNTED:
+            found[tower] += times * _COUNTED[name](eqn) * (1 + sum(inputs[:2]))
+            outputs = [any(inputs)]
+        elif name == "scan":
+            consts, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+            body, before = eqn.params["jaxpr"].jaxpr, None
+            while before != inputs:  # what one turn makes active is so in the next
+                before = inputs
+                outputs = _needed(body, inputs, 1, tower, towers, Counter())
+                carry = [a or b for a, b in zip(inputs[consts : consts + carried], outputs[:carried])]
+                inputs = [*inputs[:consts], *carry, *inputs[consts + carried :]]
+            outputs = _needed(body, inputs, times * eqn.params["length"], tower, towers, found)
+        elif name == "cond":
+            branches = []
+            for branch in eqn.params["branches"]:
+                inside: Counter = Counter()
+                branches.append((inside, _needed(branch.jaxpr, inputs[1:], times, tower, towers, inside)))
+            found.update(max((inside for inside, _ in branches), key=lambda one: sum(one.values())))
+            outputs = [any(of_all) for of_all in zip(*(out for _, out in branches))]
+        else:
+            outputs = [any(inputs)] * len(eqn.outvars)
+            for inner in _inner(eqn):
+                if len(inner.invars) == len(inputs) and len(inner.outvars) == len(eqn.outvars):
+                    outputs = _needed(inner, inputs, times * _turns(eqn), tower, towers, found)
+                else:
+                    _walk(inner, times * _turns(eqn), tower, towers, found)
+        active |= zip(eqn.outvars, outputs)
+    return of(jaxpr.outvars)
+
+
 def _walk(jaxpr: core.Jaxpr, times: int, outer: str, towers: tuple[str, ...], found: Counter) -> None:
     for eqn in jaxpr.eqns:
-        tower = _tower(eqn, outer, towers)
+        tower = outer if outer != REST else tower_of(str(eqn.source_info.name_stack), towers)
         name = eqn.primitive.name
         if name in _COUNTED:
             found[tower] += times * _COUNTED[name](eqn)
@@ -51,12 +105,11 @@ def _of(jaxpr, times: int, outer: str, towers: tuple[str, ...]) -> Counter:
     return found
 
 
-def _tower(eqn, outer: str, towers: tuple[str, ...]) -> str:
-    """Tower of an operation: what encloses it from further out wins."""
-    if outer != REST:
-        return outer
-    words = re.split(r"[/().]", str(eqn.source_info.name_stack))  # "transpose(jvp(GPT4Video.read))/llm.hidden/..."
-    return next((word for word in words if word in towers), REST)
+def tower_of(scope: str, towers: Sequence[str]) -> str:
+    """Tower of an operation by the scope that it was traced in, "transpose(jvp(GPT4Video.read))/llm.hidden/...": what
+    encloses it from further out wins.
+    """
+    return next((word for word in re.split(r"[/().]", scope) if word in towers), REST)
 
 
 def _turns(eqn) -> int:

@@ -77,6 +77,12 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, spe
     return step
 
 
+def jit_step(step: Callable, state: TrainState) -> Callable:
+    """A step as one program, of states with the shapes and shardings of `state`, which it takes over."""
+    # shardings out as in: a state that came back laid out otherwise would compile the step again
+    return jax.jit(step, donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None))
+
+
 def _sum_over(function: Callable, pieces):
     """Sum of function(piece) over the leading axis of `pieces`, one piece in memory at a time."""
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], pieces))

@@ -1,0 +1,77 @@
+"""What a config costs before anything is compiled: parameters and bytes by tower, arithmetic, and how all is sharded.
+
+May hold figures that follow from shapes and from the traced step; what a compiler makes of it is told by `compiled`.
+"""
+
+import math
+
+import jax
+
+from g4v_jax import rng, trees
+from g4v_jax.build import TOWERS, Build
+from g4v_jax.plan import flops
+from g4v_jax.train.step import make_step
+
+SCOPES = (*sorted(TOWERS), "optimizer")  # names under which a step is traced
+
+
+def describe(build: Build) -> dict:
+    """{"mesh", "parameters" by tower, "bytes_per_device" of what a step is given}. Raises UserError as `Build` does."""
+    build.objective, build.step, build.pipeline, build.sample, build.evaluation
+    blueprint = build.blueprint
+    trainable, frozen = trees.split(blueprint.shapes, blueprint.trainable)
+    state = blueprint.state_shapes(build.optimizer)
+
+    def size(tree) -> int:
+        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    return {
+        "mesh": dict(build.mesh.shape),
+        "parameters": {
+            tower: {"trainable": trees.count(trainable.get(tower, {})), "frozen": trees.count(frozen.get(tower, {}))}
+            for tower in sorted(blueprint.shapes)
+        },
+        "bytes_per_device": {
+            "trainable": size(state.trainable),
+            "optimizer": size(state.opt_state),
+            "ema": size(state.ema),
+            "frozen": size(blueprint.frozen_shapes),
+            "batch": size(build.batch_shapes()),
+        },
+    }
+
+
+def arithmetic(build: Build) -> dict[str, int]:
+    """Floating-point operations of one train step over the whole mesh, by tower and of the optimizer."""
+    step = make_step(build.objective, build.optimizer, build.step, seed=0)
+    state = build.blueprint.state_shapes(build.optimizer)
+    with jax.set_mesh(build.mesh):
+        traced = jax.make_jaxpr(step)(state, build.blueprint.frozen_shapes, build.batch_shapes())
+    return dict(sorted(flops.count(traced, SCOPES).items()))
+
+
+def model_arithmetic(build: Build) -> dict[str, int]:
+    """Of one train step over the whole mesh, the operations that its losses and gradients cannot do without, by tower."""
+    blueprint, objective = build.blueprint, build.objective
+    trainable, _ = trees.split(blueprint.shapes, blueprint.trainable)
+
+    def loss(trainable, frozen, batch):
+        draws = objective.draw(rng.row_keys(jax.random.key(0), batch.tokens.shape[0]))
+        terms = objective.terms(trees.merge(trainable, frozen), batch, draws, jax.random.key(0))
+        return sum(term.sum for term in terms.values())
+
+    inputs = (trainable, blueprint.frozen_shapes, build.batch_shapes())
+    with jax.set_mesh(build.mesh):
+        traced = jax.make_jaxpr(loss)(*inputs)
+    learned = [True] * len(jax.tree.leaves(trainable)) + [False] * len(jax.tree.leaves(inputs[1:]))
+    return dict(sorted(flops.model(traced, learned, tuple(TOWERS)).items()))
+
+
+def sharding_table(build: Build) -> str:
+    """One line a parameter: path, shape, mesh axes of each dim, trainable or frozen. The golden files hold this."""
+    lines = []
+    for path, leaf in sorted(trees.flatten(build.blueprint.shapes).items()):
+        spec = tuple(leaf.sharding.spec) + (None,) * (leaf.ndim - len(leaf.sharding.spec))
+        kind = "trainable" if path in build.blueprint.trainable else "frozen"
+        lines.append(f"{path} {list(leaf.shape)} {[axis or '-' for axis in spec]} {kind}".replace("'", ""))
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,119 @@
+"""What devices send to each other in a compiled program: kinds, counts, bytes, along which axes of the mesh.
+
+May hold the reading of collectives from an `hlo.Program`. Bytes are what one device has to send over its links with the
+best known algorithm of each kind (Thakur et al. 2005; on a ring of n: gather, scatter and exchange (n-1)/n of the whole,
+reduction twice that), not the size of an operand.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+
+from g4v_jax.plan.hlo import Instruction, Program
+
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute",
+         "collective-broadcast")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind along the same axes, for one tower, in one run of the program."""
+
+    kind: str  # of KINDS, or "dcn" for a TPU's transfers between slices
+    axis: str  # names of mesh axes joined by "+", as the groups span them
+    slow: bool  # whether a group spans slices or nodes
+    tower: str
+    count: int  # executions
+    bytes: int  # that one device sends
+
+
+def collectives(program: Program, mesh: Mesh, tower_of) -> list[Collective]:
+    """The collectives of a program that was compiled for `mesh`, largest first.
+
+    `tower_of(scope)` names the tower of an instruction by its scope. An instruction that the compiler repeats under one
+    channel, as it does to overlap a gather with several products, counts once.
+    """
+    seen: dict = {}
+    for _, one, often in program.instructions():
+        kind = next((kind for kind in KINDS if one.opcode in (kind, f"{kind}-start")), None)
+        if kind is None and one.opcode == "send" and "is_host_transfer=true" in one.rest:
+            kind = "dcn"
+        if kind is None:
+            continue
+        channel = re.search(r"channel_id=(\d+)", one.rest)
+        key = (kind, channel[1]) if channel else (kind, one.name)
+        if key not in seen or often < seen[key][1]:
+            seen[key] = (one, often)
+    totals: dict[tuple, list[int]] = {}
+    for (kind, _), (one, often) in seen.items():
+        axis, size, slow = ("replica", 2, True) if kind == "dcn" else _span(one, kind, mesh)
+        if size > 1:
+            total = totals.setdefault((kind, axis, slow, tower_of(one.scope)), [0, 0])
+            total[0] += often
+            total[1] += often * _sent(one, kind, size)
+    found = [Collective(*key, *total) for key, total in totals.items()]
+    return sorted(found, key=lambda one: -one.bytes)
+
+
+def _sent(one: Instruction, kind: str, size: int) -> int:
+    """Bytes that each of `size` devices sends in one execution."""
+    sizes = [array.bytes for array in one.arrays]
+    start = one.opcode.endswith("-start")
+    if kind in ("collective-permute", "dcn", "collective-broadcast"):
+        return sizes[0]
+    if kind == "all-gather":  # a start's type is (operands, results)
+        return (sum(sizes[len(sizes) // 2 :]) if start and len(sizes) > 1 else sum(sizes)) * (size - 1) // size
+    if kind == "reduce-scatter":  # results are a share of what goes in
+        results = sum(sizes[len(sizes) // 2 :]) if start and len(sizes) > 1 else sum(sizes)
+        return results * (size - 1)
+    if kind == "all-reduce":
+        return 2 * sum(sizes) * (size - 1) // size
+    return sum(sizes) * (size - 1) // size
+
+
+def _span(one: Instruction, kind: str, mesh: Mesh) -> tuple[str, int, bool]:
+    """(axes, group size, slow) of a collective."""
+    group = np.array(_pair(one) if kind == "collective-permute" else _group(one, mesh.devices.size))
+    places = np.stack(np.unravel_index(group, mesh.devices.shape))
+    axes = [name for name, at in zip(mesh.axis_names, places) if len(set(at.tolist())) > 1]
+    slices = {_slice(mesh.devices.flat[i]) for i in group}
+    return "+".join(axes), len(group), len(slices) > 1
+
+
+def _slice(device) -> int:
+    """The slice or node that a device is in."""
+    return getattr(device, "slice_index", None) or getattr(device, "partition_index", None) or 0
+
+
+def _pair(one: Instruction) -> Sequence[int]:
+    """A source and its target that differ; of a permutation that moves nothing, one device."""
+    pairs = re.findall(r"\{(\d+),(\d+)\}", one.attribute("source_target_pairs") or "")
+    return next(([int(a), int(b)] for a, b in pairs if a != b), [0])
+
+
+def _group(one: Instruction, devices: int) -> Sequence[int]:
+    """The devices of the first group, in any of the four spellings."""
+    text = re.search(r"replica_groups=(.*)", one.rest)
+    text = text[1] if text else ""
+    listed = re.match(r"\{\{([\d,]+)\}", text)
+    if listed:
+        return [int(i) for i in listed[1].split(",")]
+    named = re.match(r"mesh\[([^\]]*)\]\s*\{([^}]*)\}", text)
+    if named:
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        chosen = re.findall(r"'(\w+)'", named[2])
+        places = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        first = tuple(slice(None) if name in chosen else 0 for name in sizes)
+        return places[first].reshape(-1).tolist()
+    iota = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if iota:
+        groups, shape = ([int(i) for i in part.split(",")] for part in iota.groups()[:2])
+        places = np.arange(math.prod(shape)).reshape(shape)
+        if iota[3]:
+            places = places.transpose([int(i) for i in iota[3].split(",")])
+        return places.reshape(groups)[0].tolist()
+    return list(range(devices))  # no groups: all of them
