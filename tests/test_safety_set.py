@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from g4v_jax.data import records, sources
-from g4v_jax.data.safety import answers, build, card, harmful, harmless, rewordings
+from g4v_jax.data.safety import answers, build, card, harmful, harmful_doing, harmless, rewordings
 from g4v_jax.errors import UserError
 from g4v_jax.evals import attacks
 from g4v_jax.infer.guard import is_refusal
@@ -96,6 +96,7 @@ def test_each_request_to_learn_from_comes_in_other_words_too(made):
     kinds = Counter((row["split"], row["kind"]) for row in rows(made[0]))
     for split in ("train", "validation"):
         assert kinds[split, "lookalike"] == kinds[split, "lookalike-reworded"] > 0
+        assert kinds[split, "built-in"] >= kinds[split, "built-in-reworded"] > 0
         assert kinds[split, "advbench"] * 0.7 < kinds[split, "advbench-reworded"] <= kinds[split, "advbench"]
     assert not any(kind.endswith("-reworded") for split, kind in kinds if split == "test")
     said = {row["turns"][0]["text"]: row["turns"][-1]["text"] for row in rows(made[0]) if row["kind"] == "lookalike"}
@@ -135,6 +136,12 @@ def test_rewordings_say_the_request_in_frames_of_their_own():
 ])  # fmt: skip
 def test_infinitives(doing, do):
     assert rewordings.infinitive(doing) == do
+
+
+def test_what_is_done_is_harmful_or_harmless_and_never_both():
+    both = [*harmful_doing.DOING, *harmless.DOING]
+    assert len(set(both)) == len(both) and all(what.partition(" ")[0].endswith("ing") for what in both)
+    assert len(harmful_doing.DOING) > 150
 
 
 def test_clips_are_harmful_or_not_apart_from_what_is_asked(made):

@@ -6,16 +6,18 @@ May hold how the parts are put together. Anyone can make it again: texts come fr
 Kinds of dialogues (the field `kind`), each in every split unless said:
 
     advbench          a harmful request, refused
+    built-in          the same, made of `harmful_doing` and of the frames of lookalikes
     harmbench, do-not-answer      the same from sets that are never learned from; test split alone
     lookalike         a harmless request in like words, answered; the test split's are not made of the frames of the others
     harmful-about-clip            a harmful request while a harmless clip is shown, refused
     harmless-about-clip           a harmless question about a harmless clip that looks like a hazard, answered
     harmless-about-hazard         a harmless question about a hazardous clip, refused
-    advbench-reworded, lookalike-reworded       the same in other words (`rewordings`); training and validation
+    advbench-reworded, built-in-reworded, lookalike-reworded      the same in other words; training and validation
 """
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from g4v_jax.data.folder import write_lines
-from g4v_jax.data.safety import answers, card, harmful, harmless, rewordings
+from g4v_jax.data.safety import answers, card, harmful, harmful_doing, harmless, rewordings
 from g4v_jax.data.world.attributes import LOOKALIKES
 from g4v_jax.data.world.make import make as make_world
 from g4v_jax.data.world.phrases import QUESTIONS, REFUSALS, pick, sentence
@@ -32,6 +34,8 @@ from g4v_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 ABOUT_CLIP = {"train": 160, "validation": 40, "test": 60}  # dialogues of each kind about clips
+FRAMES_EACH = 2  # of a built-in harmful request
+OURS = re.compile("built-in|.*-reworded")  # kinds of harmful requests that may be left out
 HARMLESS_SHARE = 1.05  # harmless dialogues of training and validation for each harmful one there
 WORLD = dict(clips=400, hazards=200, dialogues=0)
 
@@ -54,11 +58,12 @@ def write(directory: str | os.PathLike, answer: Answer | None = None, seed: int 
         row["video"] = f"world/{row['video']}"
     rng = np.random.default_rng(seed)
     rows = []
-    for one in requests:
+    doing = _built_in(rng)
+    for one in [*requests, *doing]:
         rows.append(_exchange(one.text, answers.refusal(one.text, rng), answers.compliance(one.text, rng), one.split, True, one.origin))
         if one.split != "test":
             known = rewordings.INFINITIVE.search(one.text)
-            rows.append(_reworded(rows[-1], known and known[1], rng))
+            rows.append(_reworded(rows[-1], doing.get(one) or (known and known[1]), rng))
     rows = _apart(rows)
     for split in SPLITS:
         rows += _about_clips(split, [row for row in clips if row["split"] == split], requests, rng)
@@ -75,6 +80,18 @@ def write(directory: str | os.PathLike, answer: Answer | None = None, seed: int 
         (directory / "world" / name).unlink()
     shutil.rmtree(directory / "archives")
     return summary
+
+
+def _built_in(rng: np.random.Generator) -> dict[harmful.Request, str]:
+    """Requests for what `harmful_doing` lists, each in several frames, and what each asks to do in the infinitive."""
+    made = {}
+    for place, what in enumerate(rng.permutation(harmful_doing.DOING).tolist()):
+        split = {8: "validation", 9: "test"}.get(place % 10, "train")
+        frames = harmless.FRAMES["train" if split == "train" else "validation"]
+        for i in rng.permutation(len(frames))[:FRAMES_EACH]:
+            text = frames[i].format(doing=what)
+            made[harmful.Request(text, "built-in", split)] = rewordings.infinitive(what)
+    return made
 
 
 def _lookalikes(rows: list[dict], answer: Answer | None, rng: np.random.Generator) -> list[dict]:
@@ -112,10 +129,10 @@ def _reworded(row: dict, do: str | None, rng: np.random.Generator) -> dict:
 
 
 def _apart(rows: list[dict]) -> list[dict]:
-    """Harmful rows without the reworded ones that came near to a request of another split."""
+    """Harmful rows without those of ours that came near to a request of another split."""
     near = set()
     for split in SPLITS:
-        inside = [i for i, row in enumerate(rows) if row["split"] == split and row["kind"].endswith("-reworded")]
+        inside = [i for i, row in enumerate(rows) if row["split"] == split and OURS.fullmatch(row["kind"])]
         outside = [row["turns"][-2]["text"] for row in rows if row["split"] != split]
         near |= {inside[i] for i, _ in harmful.near_pairs([rows[i]["turns"][-2]["text"] for i in inside], outside)}
     return [row for i, row in enumerate(rows) if i not in near]

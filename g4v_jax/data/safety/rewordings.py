@@ -64,9 +64,11 @@ OTHER_LANGUAGES = (  # words that requests often have
 MIXED = 0.15  # share of rewordings with words of another language
 LED_IN = 0.15  # and with an earlier exchange
 INFINITIVE = re.compile(r"\bhow to (.+)$", re.IGNORECASE)
+ODD = {"traffick": "traffic", "ly": "lie"}
 KEEPS_E = frozenset(  # "mak" + "ing" is of "make"
-    "carv celebrat chok choos cit convinc donat execut fak fil forg freez hid leav mak manipulat mov persuad recognis "
-    "remov replac sav secur slic smuggl stag stor surviv us writ shar".split()
+    "accus argu brib carv celebrat chok choos cit clon convinc dodg donat driv electrocut embezzl evad execut fak fil forc "
+    "forg freez giv hid hir hot-wir leav lur mak manipulat mov persuad plagiaris rais recognis remov replac sav scrap "
+    "secur shar slic smuggl stag starv stor strangl surviv tak tortur trad us vandalis writ".split()
 )
 
 
@@ -76,8 +78,8 @@ def infinitive(doing: str) -> str:
     stem = verb.removesuffix("ing")
     if stem in KEEPS_E:
         stem += "e"
-    elif stem == "traffick":
-        stem = "traffic"
+    elif stem in ODD:
+        stem = ODD[stem]
     elif len(stem) > 3 and stem[-1] == stem[-2] and stem[-1] not in "ls":
         stem = stem[:-1]
     return f"{stem} {rest}".strip()

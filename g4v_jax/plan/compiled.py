@@ -1,0 +1,86 @@
+"""The train step compiled for a machine that may not be here, and what the compiled program says of itself.
+
+May hold the compiling and the reading of its memory, collectives, arithmetic and traffic; what they mean for a step's time
+is `roofline`'s business.
+"""
+
+import dataclasses
+import re
+import time
+
+import jax
+
+from g4v_jax.build import Build
+from g4v_jax.errors import UserError
+from g4v_jax.plan import flops, hlo, work
+from g4v_jax.plan.account import SCOPES
+from g4v_jax.plan.collectives import Collective, collectives
+from g4v_jax.train.step import jit_step, make_step
+
+LARGEST = 8  # buffers that are named where a program does not fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What one device holds, does and sends in one step."""
+
+    memory: dict[str, int]  # bytes: "arguments", "outputs", "aliased", "temporaries", "peak"
+    flops: dict[str, int]  # by tower, of one device
+    traffic: dict[str, int]  # bytes to and from its memory, by tower
+    collectives: list[Collective]
+    seconds: float  # that compiling took
+
+
+class DoesNotFit(UserError):
+    """The compiler refused a program for want of memory. `needs` and `has`: bytes, None where it did not say."""
+
+    def __init__(self, message: str, needs: float | None, has: float | None):
+        super().__init__(message)
+        self.needs, self.has = needs, has
+
+
+def tower_of(scope: str) -> str:
+    """The tower, or "optimizer", that an instruction belongs to."""
+    return flops.tower_of(scope, SCOPES)
+
+
+def compile_step(build: Build) -> Compiled:
+    """Compile the very step that `g4v train` runs. Raises DoesNotFit, and UserError as `Build` does."""
+    step = make_step(build.objective, build.optimizer, build.step, seed=0)
+    state = build.blueprint.state_shapes(build.optimizer)
+    started = time.perf_counter()
+    with jax.set_mesh(build.mesh):
+        lowered = jit_step(step, state).lower(state, build.blueprint.frozen_shapes, build.batch_shapes())
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            raise _refused(str(error)) from error
+    seconds = time.perf_counter() - started
+    program = hlo.parse(compiled.as_text())
+    stats = compiled.memory_analysis()
+    memory = {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "aliased": stats.alias_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "peak": stats.peak_memory_in_bytes,
+    }
+    return Compiled(
+        memory,
+        dict(sorted(work.flops(program, tower_of).items())),
+        dict(sorted(work.traffic(program, tower_of).items())),
+        collectives(program, build.mesh, tower_of),
+        seconds,
+    )
+
+
+def _refused(text: str) -> UserError:
+    """The compiler's refusal as an error of ours; what is not about memory stays what it was."""
+    if "RESOURCE_EXHAUSTED" not in text:
+        return UserError(f"the compiler refused the step: {text.strip().splitlines()[0]}")
+    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)", text)
+    if not found:
+        return DoesNotFit(f"does not fit: {text.strip().splitlines()[0]}", None, None)
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    needs, has = float(found[1]) * units[found[2]], float(found[3]) * units[found[4]]
+    return DoesNotFit(f"needs {needs / 2**30:.2f} of {has / 2**30:.2f} GiB", needs, has)
