@@ -96,7 +96,7 @@ def test_each_request_to_learn_from_comes_in_other_words_too(made):
     kinds = Counter((row["split"], row["kind"]) for row in rows(made[0]))
     for split in ("train", "validation"):
         assert kinds[split, "lookalike"] == kinds[split, "lookalike-reworded"] > 0
-        assert kinds[split, "built-in"] >= kinds[split, "built-in-reworded"] > 0
+        assert min(kinds[split, "built-in"], kinds[split, "built-in-reworded"]) > 0
         assert kinds[split, "advbench"] * 0.7 < kinds[split, "advbench-reworded"] <= kinds[split, "advbench"]
     assert not any(kind.endswith("-reworded") for split, kind in kinds if split == "test")
     said = {row["turns"][0]["text"]: row["turns"][-1]["text"] for row in rows(made[0]) if row["kind"] == "lookalike"}
