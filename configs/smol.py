@@ -63,7 +63,7 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.optimizer.adamw_towers = ("llm",)
         config.losses.keep, config.optimizer.multipliers.llm = 0.0, 0.5
     config.sample.update(rows=32)
-    config.evaluate = dict(captions=200, generations=32)
+    config.evaluate = dict(captions=200, generations=32, per_kind=60)
     config.optimizer.warmup_steps = 20
     config.train.update(steps=300, log_every=10, checkpoint_every=150)
     if stage == "align":
@@ -102,5 +102,5 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.optimizer.update(learning_rate=1e-3, muon_learning_rate=8e-4, warmup_steps=10)
         config.optimizer.multipliers = dict(summarizer=0.2, hazard=2.0)
         config.train.update(steps=480, checkpoint_every=160)
-        config.evaluate.update(safety=30, per_kind=60)
+        config.evaluate.update(safety=30)
     return config

@@ -26,6 +26,7 @@ from g4v_jax.infer.assistant import SampleSpec
 from g4v_jax.losses.alignment import Alignment, AlignmentSpec
 from g4v_jax.losses.generation import GenerationSpec
 from g4v_jax.losses.joint import Joint, JointSpec
+from g4v_jax.losses.language import Language, LanguageSpec
 from g4v_jax.losses.reconstruction import Reconstruction, ReconstructionSpec
 from g4v_jax.losses.rendering import Rendering
 from g4v_jax.models.abstractor import Abstractor
@@ -55,6 +56,7 @@ OBJECTIVES = {
     "reconstruction": (Reconstruction, ReconstructionSpec),
     "alignment": (Alignment, AlignmentSpec),
     "rendering": (Rendering, GenerationSpec),
+    "language": (Language, LanguageSpec),
 }
 SLOTS = {"joint": ("clips", "targets"), "alignment": ("clips",), "rendering": ("targets",)}  # that an objective needs
 
@@ -115,6 +117,18 @@ class Build:
         return configs.read(Sections, self.config, "config")
 
     @cached_property
+    def llm(self) -> LLM:
+        """The language model; with the objective "language" it is all there is."""
+        section = dict(self.sections.model).get("llm", {})
+        added = dict(section).get("added_tokens", 0)  # a wrong type is told when the field is read
+        words = self.tokenizer.vocab_size - (added if isinstance(added, int) else 0)
+        return configs.read(LLM, section, "model.llm", vocab_size=words)
+
+    @property
+    def _alone(self) -> bool:
+        return self.sections.objective == "language"
+
+    @cached_property
     def model(self) -> GPT4Video:
         """The towers; sizes that must agree are set in one of them and follow in the others."""
         towers, rows = dict(self.sections.model), self.sections.rows
@@ -133,9 +147,7 @@ class Build:
                 kind = kind[chosen]
             return configs.read(kind, section, f"model.{name}", **derived)
 
-        added = dict(towers.get("llm", {})).get("added_tokens", 0)  # a wrong type is told when the field is read
-        words = self.tokenizer.vocab_size - (added if isinstance(added, int) else 0)
-        llm = tower(LLM, "llm", vocab_size=words)
+        llm = self.llm
         vision = tower(Vision, "vision")
         autoencoder = tower(AUTOENCODERS, "autoencoder")
         conditioner = tower(Conditioner, "conditioner", length=window + rows["query_tokens"])
@@ -163,8 +175,11 @@ class Build:
     @cached_property
     def shape(self) -> RowShape:
         """Sizes of a packed row."""
-        model = self.model
-        derived = {"summary_tokens": model.summarizer.tokens, "clip_size": model.vision.image_size}
+        if self._alone:
+            derived = dict.fromkeys(("summary_tokens", "query_tokens", "clip_frames", "clip_size", "target_frames", "target_size"), 1)
+            derived |= dict.fromkeys(("clips", "targets", "hazards"), 0)
+        else:
+            derived = {"summary_tokens": self.model.summarizer.tokens, "clip_size": self.model.vision.image_size}
         return configs.read(RowShape, self.sections.rows, "rows", **derived)
 
     @cached_property
@@ -181,13 +196,18 @@ class Build:
             raise UserError(f"config: rows.target_frames, rows.target_size: {error}") from None
 
     @cached_property
-    def objective(self) -> Joint | Reconstruction | Alignment | Rendering:
+    def objective(self) -> Joint | Reconstruction | Alignment | Rendering | Language:
         """What is minimised."""
         name = self.sections.objective
         if name not in OBJECTIVES:
             raise UserError(f"config: objective: unknown {name!r}{nearest(name, OBJECTIVES)}")
         kind, spec = OBJECTIVES[name]
         spec = configs.read(spec, self.sections.losses, "losses")
+        chunks = getattr(spec, "chunks", 1)
+        if chunks < 1 or self.shape.tokens % chunks:
+            raise UserError(f"config: losses.chunks is {chunks}; rows.tokens, {self.shape.tokens}, must be a multiple of it")
+        if kind is Language:
+            return Language(self.llm, spec, compute_dtype(self.precision.compute, self.platform))
         if kind is Reconstruction and not isinstance(self.model.autoencoder, Autoencoder):
             raise UserError("config: objective 'reconstruction' trains only a model.autoencoder of kind 'blocks'")
         for slots in SLOTS.get(name, ()):
@@ -222,7 +242,7 @@ class Build:
         """How the trained model is used; times are shifted as in training."""
         shift = {"time_shift": self.objective.spec.time_shift} if isinstance(self.objective, Joint) else {}
         spec = configs.read(SampleSpec, self.sections.sample, "sample", **shift)
-        if self.model.denoiser.prediction == "epsilon":
+        if not self._alone and self.model.denoiser.prediction == "epsilon":
             try:
                 ddpm.schedule(spec.steps)
             except ValueError as error:
@@ -312,5 +332,5 @@ class Build:
             raise UserError(f"config: init.{tower}: no such tower{nearest(tower, self.blueprint.shapes)}")
         for tower, path in sources.items():
             if is_tower(path):
-                TowerFolder(path).check(getattr(self.model, tower), f"model.{tower}")
+                TowerFolder(path).check(self.llm if tower == "llm" else getattr(self.model, tower), f"model.{tower}")
         return sources

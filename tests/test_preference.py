@@ -11,9 +11,9 @@ from g4v_jax.build import Build
 from g4v_jax.data.pack import pair, single
 from g4v_jax.data.text import Render, Turn, dialogue
 from g4v_jax.errors import UserError
-from g4v_jax.losses.captioning import divergence
+from g4v_jax.losses.captioning import token_divergences, token_losses, weighted
 from g4v_jax.losses.joint import Joint
-from g4v_jax.losses.preference import margins, preference, reference_logits
+from g4v_jax.losses.preference import margins, preference, reference_hidden
 
 ASKED = Turn("user", "hi", hazard=1)
 CHOSEN, REJECTED = Turn("assistant", "a dot", loss="refusal"), Turn("assistant", "a red")
@@ -65,8 +65,8 @@ def test_the_loss_is_dpo_with_lora_off_as_the_reference(build, both):
     example, first, second = both
     row = tiny.pack([[one(build, ASKED, CHOSEN), example]], build.shape)
     logits, inputs = _logits(build, row)
-    reference = reference_logits(build.model.llm, tiny.params()["llm"], inputs, row)
-    term = preference(logits, reference, row, BETA)
+    reference = reference_logits(build, tiny.params()["llm"], inputs, row)
+    term = preference(token_losses(logits, row.targets), token_losses(reference, row.targets), row, BETA)
 
     alone = single([first, second], build.shape)
     own, base = (_log_probability(build, alone, params) for params in (tiny.params(), _without_lora()))
@@ -78,10 +78,10 @@ def test_the_loss_is_dpo_with_lora_off_as_the_reference(build, both):
 
 
 def test_an_llm_without_lora_has_a_uniform_reference(build, both):
-    assert reference_logits(build.model.llm.clone(lora=(), lora_rank=0), {}, None, None) is None
+    assert reference_hidden(build.model.llm.clone(lora=(), lora_rank=0), {}, None, None) is None
     example, first, second = both
     row = tiny.pack([[example]], build.shape)
-    term = preference(_logits(build, row)[0], None, row, BETA)
+    term = preference(token_losses(_logits(build, row)[0], row.targets), None, row, BETA)
     own = _log_probability(build, single([first, second], build.shape), tiny.params())
     np.testing.assert_allclose(float(term.sum), np.log1p(np.exp(-BETA * (own[0] - own[1]))), rtol=1e-5)
 
@@ -91,8 +91,7 @@ def test_the_reference_gets_no_gradient_and_the_policy_does(build, both):
 
     def loss(llm):
         inputs = build.model.apply({"params": tiny.params()}, row, method="embed")
-        reference = reference_logits(build.model.llm, llm, inputs, row)
-        return jnp.sum(reference)
+        return jnp.sum(reference_hidden(build.model.llm, llm, inputs, row))
 
     assert all(not leaf.any() for leaf in jax.tree.leaves(jax.device_get(tiny.jit(jax.grad(loss))(tiny.params()["llm"]))))
     objective: Joint = build.objective
@@ -111,6 +110,12 @@ def test_a_pair_that_does_not_fit_or_renders_is_its_first_dialogue_alone(build):
     shown = Render("hi", np.zeros((5, 16, 16, 3), np.uint8))
     first = one(build, ASKED, CHOSEN)
     assert pair(first, one(build, ASKED, Turn("assistant", render=shown)), build.shape) is first
+
+
+def reference_logits(build, llm, inputs, row):
+    """Logits of the LLM with LoRA off."""
+    hidden = reference_hidden(build.model.llm, llm, inputs, row)
+    return build.model.llm.apply({"params": llm}, hidden, method="logits")
 
 
 def gains_of(logits, reference, row):
@@ -148,13 +153,13 @@ def _log_probability(build, batch, params) -> np.ndarray:
 def test_keep_is_the_divergence_from_the_llm_with_lora_off(build):
     row = tiny.pack([[one(build, Turn("user", "hi", loss="keep"), Turn("assistant", "a dot", loss="keep"))]], build.shape)
     logits, inputs = _logits(build, row)
-    term = divergence(reference_logits(build.model.llm, tiny.params()["llm"], inputs, row), logits, row.keep_weight)
+    reference = reference_logits(build, tiny.params()["llm"], inputs, row)
+    term = weighted(token_divergences(reference, logits), row.keep_weight)
     ours, base = (np.asarray(jax.nn.log_softmax(x), np.float64) for x in (logits, _logits(build, row, _without_lora())[0]))
     expected = (np.exp(base) * (base - ours)).sum(-1) * row.keep_weight
     assert float(term.count) == row.keep_weight.sum() > 4 and expected.sum() > 1e-3
     np.testing.assert_allclose(float(term.sum), expected.sum(), rtol=1e-4)
-    same = divergence(logits, logits, row.keep_weight)
-    assert abs(float(same.sum)) < 1e-5
+    assert abs(float(jnp.sum(token_divergences(logits, logits) * row.keep_weight))) < 1e-5
 
 
 def test_without_keep_such_talk_is_learned_like_captions(build):

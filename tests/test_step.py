@@ -13,7 +13,7 @@ from tiny import normal
 from g4v_jax import trees
 from g4v_jax.build import Build
 from g4v_jax.errors import UserError
-from g4v_jax.losses.captioning import cross_entropy
+from g4v_jax.losses.captioning import in_chunks, token_losses, weighted
 from g4v_jax.losses.reconstruction import Reconstruction, ReconstructionSpec
 from g4v_jax.losses.safety import detection, detection_count
 from g4v_jax.train.optim import Optimizer
@@ -198,7 +198,7 @@ def test_packing_changes_nothing(forward, packed):
     start = {row: 0 for row in range(shape.rows)}
     for number, (row, one) in enumerate(examples):
         place = slice(start[row], start[row] + len(one["tokens"]))
-        np.testing.assert_allclose(out.logits[row, place], out_apart.logits[number, : len(one["tokens"])], atol=1e-4)
+        np.testing.assert_allclose(out.hidden[row, place], out_apart.hidden[number, : len(one["tokens"])], atol=1e-4)
         start[row] = place.stop
     for row, g, number, h in slots:
         np.testing.assert_allclose(out.velocity[row, g], out_apart.velocity[number, h], atol=1e-4)
@@ -216,12 +216,12 @@ def test_a_neighbour_changes_nothing(forward, packed):
     _, before = forward(batch, draws)
     _, after = forward(changed, draws)
     length = len(first["tokens"])
-    assert (np.abs(after.logits[row, :length] - before.logits[row, :length]).max(axis=-1) > 1e-3).all()
+    assert (np.abs(after.hidden[row, :length] - before.hidden[row, :length]).max(axis=-1) > 1e-3).all()
     assert np.abs(after.velocity[row, 0] - before.velocity[row, 0]).max() > 1e-3
-    np.testing.assert_allclose(after.logits[row, length:], before.logits[row, length:], atol=1e-6)
+    np.testing.assert_allclose(after.hidden[row, length:], before.hidden[row, length:], atol=1e-6)
     np.testing.assert_allclose(after.velocity[row, 1], before.velocity[row, 1], atol=1e-6)
     others = np.arange(shape.rows) != row
-    np.testing.assert_allclose(after.logits[others], before.logits[others], atol=1e-6)
+    np.testing.assert_allclose(after.hidden[others], before.hidden[others], atol=1e-6)
 
 
 # The terms
@@ -234,8 +234,24 @@ def test_cross_entropy_counts_weighted_targets():
     for b, s in np.ndindex(2, 3):
         row = np.float64(logits[b, s])
         expected -= weights[b, s] * np.log(np.exp(row[targets[b, s]]) / np.exp(row).sum())
-    term = cross_entropy(logits, targets, weights)
+    term = weighted(token_losses(logits, targets), weights)
     assert float(term.sum) == pytest.approx(expected, rel=1e-5) and float(term.count) == 3.5
+
+
+def test_scoring_in_chunks_changes_neither_losses_nor_gradients_but_what_is_held():
+    states, table, targets = normal(2, 12, 8), normal(8, 50), np.arange(24).reshape(2, 12)
+
+    def loss(states, table, chunks):
+        return jnp.sum(in_chunks(lambda t, x: token_losses(x @ table, t), chunks, targets, states) ** 2)
+
+    whole = jax.value_and_grad(loss, argnums=(0, 1))(states, table, 1)
+    for chunks in (3, 12):
+        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(jax.value_and_grad(loss, argnums=(0, 1))(states, table, chunks))):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        text = str(jax.make_jaxpr(jax.grad(loss, argnums=1), static_argnums=2)(states, table, chunks))
+        assert "f32[2,12,50]" not in text and f"f32[2,{12 // chunks},50]" in text
+    with pytest.raises(ValueError, match="12 places do not divide into 5 chunks"):
+        loss(states, table, 5)
 
 
 @pytest.mark.parametrize("positive_weight", [1.0, 3.0])

@@ -1,4 +1,10 @@
-"""Next-token cross-entropy, for captions and answers, and with other weights for refusals."""
+"""Losses of next tokens, token by token: cross-entropy, and divergence from another model; and their sums.
+
+May hold what is computed of one place's scores over the vocabulary, and how it is done without holding all of them: scores of
+a row are large where vocabularies are.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +19,34 @@ def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
 
 
-def divergence(reference: jax.Array, logits: jax.Array, weights: jax.Array) -> Term:
-    """KL(reference || model) of the next token, in nats, summed over weighted places: how far the model has moved.
+def token_divergences(reference: jax.Array, logits: jax.Array) -> jax.Array:
+    """KL(reference || model) of the next token, in nats: how far the model has moved. f32 [B S V] twice -> f32 [B S].
 
-    reference and logits f32 [B S V], weights f32 [B S]; the reference gets no gradient.
+    The reference gets no gradient.
     """
     base = jax.nn.log_softmax(jax.lax.stop_gradient(reference))
-    moved = jnp.sum(jnp.exp(base) * (base - jax.nn.log_softmax(logits)), axis=-1)
-    return Term(jnp.sum(moved * weights), jnp.sum(weights))
+    return jnp.sum(jnp.exp(base) * (base - jax.nn.log_softmax(logits)), axis=-1)
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> Term:
-    """logits f32 [B S V], targets i32 [B S], weights f32 [B S] -> nats summed over weighted targets."""
-    return Term(jnp.sum(token_losses(logits, targets) * weights), jnp.sum(weights))
+def weighted(values: jax.Array, weights: jax.Array) -> Term:
+    """Values f32 [B S] of places, summed by their weights f32 [B S]."""
+    return Term(jnp.sum(values * weights), jnp.sum(weights))
+
+
+def in_chunks(function: Callable, chunks: int, *arrays: jax.Array):
+    """function(*arrays) of arrays [B S ...], in `chunks` parts along S whose inner values are not kept for the gradient.
+
+    The function is of each place alone, and gives arrays [B S]. Parts take every so-manieth place, so that each has its
+    share of every device where S is sharded. 1: at once, everything kept. Raises ValueError where S does not divide.
+    """
+    if chunks == 1:
+        return function(*arrays)
+    rows, length = arrays[0].shape[:2]
+    if length % chunks:
+        raise ValueError(f"{length} places do not divide into {chunks} chunks")
+
+    def part(x):
+        return jnp.moveaxis(x.reshape(rows, length // chunks, chunks, *x.shape[2:]), 2, 0)
+
+    found = jax.lax.map(jax.checkpoint(lambda parts: function(*parts)), tuple(part(x) for x in arrays))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(rows, length), found)

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from g4v_jax.diffusion import flow
 from g4v_jax.losses import generation
-from g4v_jax.losses.captioning import cross_entropy, divergence
-from g4v_jax.losses.preference import preference, reference_logits
+from g4v_jax.losses.captioning import in_chunks, token_divergences, token_losses, weighted
+from g4v_jax.losses.preference import preference, reference_hidden
 from g4v_jax.losses.safety import detection, detection_count
 from g4v_jax.models.gpt4video import GPT4Video
 from g4v_jax.types import Array, Batch, Term
@@ -37,6 +37,7 @@ class JointSpec(generation.GenerationSpec):
     preference_beta: float = 0.1  # nats of margin count for so much
     keep: float = 0.0  # needs an LLM with LoRA; 0: ordinary talk is learned like captions
     hazard_positive_weight: float = 1.0
+    chunks: int = 1  # of a row, in which tokens are scored: more take less memory and some time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +78,34 @@ class Joint:
         out = self.model.apply({"params": params}, batch, draws, rngs={"dropout": dropout})
         pairs = batch.preference_owner.shape[1] > 0
         # a second pass of the LLM, only where a term may need it
-        base = reference_logits(self.model.llm, params["llm"], out.inputs, batch) if pairs or self.spec.keep else None
+        base = reference_hidden(self.model.llm, params["llm"], out.inputs, batch) if pairs or self.spec.keep else None
+        own, reference, moved = self._token_losses(params["llm"], out.hidden, base, batch.targets)
         none = Term(jnp.zeros(()), jnp.zeros(()))
         return {
-            "caption": cross_entropy(out.logits, batch.targets, self._captions(batch)),
-            "refusal": cross_entropy(out.logits, batch.targets, batch.refusal_weight),
+            "caption": weighted(own, self._captions(batch)),
+            "refusal": weighted(own, batch.refusal_weight),
             "hazard": detection(out.hazard_logits, batch.hazard_label, self.spec.hazard_positive_weight),
-            "preference": preference(out.logits, base, batch, self.spec.preference_beta) if pairs else none,
-            "keep": divergence(base, out.logits, batch.keep_weight) if self.spec.keep else none,
+            "preference": preference(own, reference, batch, self.spec.preference_beta) if pairs else none,
+            "keep": weighted(moved, batch.keep_weight) if self.spec.keep else none,
             **generation.terms(out.velocity, out.velocity_target, batch),
         }
+
+    def _token_losses(self, llm: dict, hidden: Array, base: Array | None, targets: Array):
+        """Cross-entropy of each token, the same of the LLM with LoRA off, and how far the first moved: f32 [B S] each.
+
+        The last two are None where there is no `base`.
+        """
+
+        def score(targets, hidden, base=None):
+            logits = self.model.llm.apply({"params": llm}, hidden, method="logits")
+            own = token_losses(logits, targets)
+            if base is None:
+                return own
+            reference = self.model.llm.apply({"params": jax.lax.stop_gradient(llm)}, base, method="logits")
+            return own, token_losses(reference, targets), token_divergences(reference, logits)
+
+        found = in_chunks(score, self.spec.chunks, targets, hidden, *([] if base is None else [base]))
+        return (found, None, None) if base is None else found
 
     def _captions(self, batch: Batch) -> Array:
         return batch.caption_weight if self.spec.keep else batch.caption_weight + batch.keep_weight

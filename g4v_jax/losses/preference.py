@@ -8,7 +8,6 @@ the preferred answers is contrastive preference optimization (Xu et al. 2024, eq
 import jax
 import jax.numpy as jnp
 
-from g4v_jax.losses.captioning import token_losses
 from g4v_jax.models.llm import LLM
 from g4v_jax.types import Batch, Term
 
@@ -24,20 +23,19 @@ def margins(gains: jax.Array, batch: Batch) -> jax.Array:
     return jnp.einsum("brs,bs->br", owned.astype(jnp.float32), gains * batch.preference)
 
 
-def preference(logits: jax.Array, reference: jax.Array | None, batch: Batch, beta: float) -> Term:
-    """-log sigmoid(beta · margin) summed over pairs. logits and reference f32 [B S V]; reference None is uniform."""
-    gains = -token_losses(logits, batch.targets)
-    if reference is not None:
-        gains += token_losses(jax.lax.stop_gradient(reference), batch.targets)
+def preference(losses: jax.Array, reference: jax.Array | None, batch: Batch, beta: float) -> Term:
+    """-log sigmoid(beta · margin) summed over pairs, of each token's cross-entropy f32 [B S] under the model and under the
+    reference, which gets no gradient; None: a uniform one.
+    """
+    gains = -losses if reference is None else jax.lax.stop_gradient(reference) - losses
     used = (batch.preference_owner > 0).astype(jnp.float32)
     return Term(jnp.sum(jax.nn.softplus(-beta * margins(gains, batch)) * used), jnp.sum(used))
 
 
-def reference_logits(llm: LLM, params: dict, inputs: jax.Array, batch: Batch) -> jax.Array | None:
-    """Logits f32 [B S V] of `llm` with LoRA off on the same vectors [B S D]; None where it has no LoRA."""
+def reference_hidden(llm: LLM, params: dict, inputs: jax.Array, batch: Batch) -> jax.Array | None:
+    """States [B S D] of `llm` with LoRA off on the same vectors [B S D]; None where it has no LoRA."""
     if not llm.lora:
         return None
     base = llm.clone(lora=(), name=None, parent=None)
     params, inputs = jax.lax.stop_gradient((params, inputs))
-    hidden = base.apply({"params": params}, inputs, batch.positions, batch.segments, method="hidden")
-    return base.apply({"params": params}, hidden, method="logits")
+    return base.apply({"params": params}, inputs, batch.positions, batch.segments, method="hidden")

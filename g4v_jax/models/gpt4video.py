@@ -27,7 +27,7 @@ class Outputs:
     """What the losses need of one forward pass."""
 
     inputs: Array  # [B S D] what the LLM read
-    logits: Array  # f32 [B S V]
+    hidden: Array  # [B S D] what it made of it
     hazard_logits: Array  # f32 [B E]
     velocity: Array  # f32 [B G K t h w c] predicted; of a denoiser that predicts epsilon: the noise
     velocity_target: Array  # f32 [B G K t h w c]
@@ -76,8 +76,9 @@ class GPT4Video(nn.Module):
         velocity, target = self._generate(reading, batch, draws)
         if self.is_initializing():  # training never decodes, but a run's weights hold the decoder for rendering
             self.autoencoder.decode_normalised(merge(draws.noise)[:, 0])
+            self.llm.logits(reading.hidden)  # the losses score places by themselves, some at a time
         hazard = self.hazard_logits(reading.hidden, batch.hazard_position)
-        return Outputs(reading.inputs, self.llm.logits(reading.hidden), hazard, velocity, target)
+        return Outputs(reading.inputs, reading.hidden, hazard, velocity, target)
 
     def watch(self, clips: jax.Array, times: jax.Array) -> jax.Array:
         """clips u8 [X T H W 3], times f32 [X T] -> summary tokens [X Q D]."""
