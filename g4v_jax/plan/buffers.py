@@ -5,7 +5,7 @@ instruction that makes it to the last that reads it, loops work in place, and wh
 The compiler packs more cleverly and pads to tiles, so sums differ by some per cent: they say where memory goes, not how much.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from g4v_jax.plan.hlo import Instruction, Program
@@ -24,16 +24,20 @@ class Buffer:
     name: str  # of its instruction
     type: str  # of its array, such as "bf16[8,2048,4096]"
     scope: str
+    tower: str
 
 
-def fullest(program: Program) -> list[Buffer]:
-    """The temporary buffers that live at the fullest moment of the program, largest first."""
-    return sorted(_Walk(program).peak(program.entry), key=lambda one: -one.bytes)
+def fullest(program: Program, tower_of: Callable[[str], str]) -> list[Buffer]:
+    """The temporary buffers that live at the fullest moment of the program, largest first.
+
+    `tower_of(scope)` names the tower of an instruction by its scope.
+    """
+    return sorted(_Walk(program, tower_of).peak(program.entry), key=lambda one: -one.bytes)
 
 
 class _Walk:
-    def __init__(self, program: Program):
-        self._program = program
+    def __init__(self, program: Program, tower_of: Callable[[str], str]):
+        self._program, self._tower_of = program, tower_of
         self._done: dict[str, list[Buffer]] = {}
 
     def peak(self, name: str) -> list[Buffer]:
@@ -88,8 +92,13 @@ class _Walk:
             return of[0] if of else []
         if one.opcode == "dynamic-update-slice" or self._updates(one):
             return of[0] if of and len(one.arrays) == 1 else of
-        made = [Buffer(array.bytes, one.name, f"{array.dtype}{list(array.shape)}", one.scope) if array.in_hbm and array.bytes
-                else None for array in one.arrays]  # fmt: skip
+        tower = self._tower_of(one.scope)
+        made = [
+            Buffer(array.bytes, one.name, f"{array.dtype}{list(array.shape)}", one.scope, tower)
+            if array.in_hbm and array.bytes
+            else None
+            for array in one.arrays
+        ]
         if one.opcode in STARTS:  # operands come back with the results
             made = made[len(of) :]
         found = [buffer for buffer in made if buffer is not None]

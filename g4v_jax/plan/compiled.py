@@ -12,13 +12,11 @@ import jax
 
 from g4v_jax.build import Build
 from g4v_jax.errors import UserError
-from g4v_jax.plan import flops, hlo, work
+from g4v_jax.plan import buffers, flops, hlo, work
 from g4v_jax.plan.account import SCOPES
+from g4v_jax.plan.buffers import Buffer
 from g4v_jax.plan.collectives import Collective, collectives
 from g4v_jax.train.step import jit_step, make_step
-
-LARGEST = 8  # buffers that are named where a program does not fit
-
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
@@ -28,6 +26,7 @@ class Compiled:
     flops: dict[str, int]  # by tower, of one device
     traffic: dict[str, int]  # bytes to and from its memory, by tower
     collectives: list[Collective]
+    fullest: list[Buffer]  # temporaries at the fullest moment, largest first
     seconds: float  # that compiling took
 
 
@@ -70,6 +69,7 @@ def compile_step(build: Build) -> Compiled:
         dict(sorted(work.flops(program, tower_of).items())),
         dict(sorted(work.traffic(program, tower_of).items())),
         collectives(program, build.mesh, tower_of),
+        buffers.fullest(program, tower_of),
         seconds,
     )
 

@@ -1,0 +1,30 @@
+"""`g4v plan`: a config on machines that are not here."""
+
+from absl import flags
+
+from g4v_jax.commands.common import parse, write_json
+from g4v_jax.errors import UserError
+
+
+def plan(arguments: list[str]) -> None:
+    """Compile a config's train step for --topology, with no such machine at hand: memory, traffic, bound on its speed."""
+
+    def extra(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("topology", None, "Such as v5p:4x4x8, h100:8, cpu:8.", flag_values=values)
+        flags.DEFINE_integer("slices", 1, "Of TPUs, joined by the slow network.", flag_values=values)
+
+    values, _ = parse("plan", arguments, extra=extra, json=True)
+    from g4v_jax.plan import topology
+
+    if not values.topology:
+        raise UserError(f"plan: name a machine: g4v plan --config=configs/g4v_8b.py --topology=v5p:4x4x8; such as {topology.EXAMPLES}")
+    target = topology.parse(values.topology, values.slices)
+    topology.prepare(target)
+    from g4v_jax.build import Build
+    from g4v_jax.plan.compiled import compile_step
+    from g4v_jax.plan.report import report, table
+
+    build = Build(values.config, tuple(topology.devices(target)))
+    found = report(target, build, compile_step(build))
+    print(table(found))
+    write_json(values.json, found)
