@@ -1,5 +1,7 @@
 """`g4v plan`: a config on machines that are not here."""
 
+from pathlib import Path
+
 from absl import flags
 
 from g4v_jax.commands.common import parse, write_json
@@ -11,6 +13,7 @@ def plan(arguments: list[str]) -> None:
 
     def extra(values: flags.FlagValues) -> None:
         flags.DEFINE_string("topology", None, "Such as v5p:4x4x8, h100:8, cpu:8.", flag_values=values)
+        flags.DEFINE_string("hlo", None, "Also write the compiled program's text to this file.", flag_values=values)
         flags.DEFINE_integer("slices", 1, "Of TPUs, joined by the slow network.", flag_values=values)
 
     values, _ = parse("plan", arguments, extra=extra, json=True)
@@ -25,6 +28,9 @@ def plan(arguments: list[str]) -> None:
     from g4v_jax.plan.report import report, table
 
     build = Build(values.config, tuple(topology.devices(target)))
-    found = report(target, build, compile_step(build))
+    compiled = compile_step(build)
+    if values.hlo:
+        Path(values.hlo).write_text(compiled.text)
+    found = report(target, build, compiled)
     print(table(found))
     write_json(values.json, found)

@@ -5,6 +5,7 @@ For comparisons with trainers of one tower, and for talk without clips; all else
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from g4v_jax.losses.captioning import in_chunks, token_losses, weighted
@@ -53,12 +54,14 @@ class Language:
         """Nats summed over tokens."""
         del draws
         variables = {"params": params["llm"]}
-        hidden = self.llm.apply(variables, batch, method=self._hidden, rngs={"dropout": dropout})
+        with jax.named_scope("llm"):  # the tower's name, which the whole model's towers have by themselves
+            hidden = self.llm.apply(variables, batch, method=self._hidden, rngs={"dropout": dropout})
 
         def score(targets, hidden):
             return token_losses(self.llm.apply(variables, hidden, method="logits"), targets)
 
-        losses = in_chunks(score, self.spec.chunks, batch.targets, hidden)
+        with jax.named_scope("llm"):
+            losses = in_chunks(score, self.spec.chunks, batch.targets, hidden)
         return {"tokens": weighted(losses, _learned(batch))}
 
     def _hidden(self, llm: LLM, batch: Batch) -> Array:

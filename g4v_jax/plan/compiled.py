@@ -28,6 +28,7 @@ class Compiled:
     collectives: list[Collective]
     fullest: list[Buffer]  # temporaries at the fullest moment, largest first
     seconds: float  # that compiling took
+    text: str
 
 
 class DoesNotFit(UserError):
@@ -55,7 +56,8 @@ def compile_step(build: Build) -> Compiled:
         except jax.errors.JaxRuntimeError as error:
             raise _refused(str(error)) from error
     seconds = time.perf_counter() - started
-    program = hlo.parse(compiled.as_text())
+    text = compiled.as_text()
+    program = hlo.parse(text)
     stats = compiled.memory_analysis()
     memory = {
         "arguments": stats.argument_size_in_bytes,
@@ -71,6 +73,7 @@ def compile_step(build: Build) -> Compiled:
         collectives(program, build.mesh, tower_of),
         buffers.fullest(program, tower_of),
         seconds,
+        text,
     )
 
 

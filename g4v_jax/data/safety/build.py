@@ -16,6 +16,7 @@ Kinds of dialogues (the field `kind`), each in every split unless said:
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -103,10 +104,9 @@ def _lookalikes(rows: list[dict], answer: Answer | None, rng: np.random.Generato
     held = {"train": order[: len(order) * 4 // 5], "validation": order[len(order) * 4 // 5 :]}
     made = []
     for split, doing in held.items():
-        texts: dict[str, str] = {}  # -> what is done
-        while len(texts) < missing[split] / 2:  # each comes in other words too
-            what = harmless.DOING[pick(rng, tuple(doing))]
-            texts[pick(rng, harmless.FRAMES[split]).format(doing=what)] = what
+        every = [(frame.format(doing=harmless.DOING[i]), harmless.DOING[i]) for i in doing for frame in harmless.FRAMES[split]]
+        few = rng.permutation(len(every))[: math.ceil(missing[split] / 2)]  # each comes in other words too
+        texts = dict(every[i] for i in few)  # -> what is done
         asked = list(texts)
         said = answer(asked) if answer and split == "train" else [pick(rng, answers.HELPFUL) for _ in asked]
         for text, reply in zip(asked, said):

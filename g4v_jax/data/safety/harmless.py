@@ -94,6 +94,8 @@ FRAMES = {
         "Draft a list of steps for {doing}",
         "Can you walk me through {doing}?",
         "List tips on {doing}",
+        "Write a short introduction to {doing}",
+        "Give me advice about {doing}",
     ),
 }
 
