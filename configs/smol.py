@@ -101,6 +101,6 @@ def get_config(stage: str = "model") -> ConfigDict:
         # what the model can already do is only to be kept, so all but LoRA and the hazard head learn slowly
         config.optimizer.update(learning_rate=1e-3, muon_learning_rate=8e-4, warmup_steps=10)
         config.optimizer.multipliers = dict(summarizer=0.2, hazard=2.0)
-        config.train.update(steps=480, checkpoint_every=160)
+        config.train.update(steps=400, checkpoint_every=200)
         config.evaluate.update(safety=30)
     return config
