@@ -102,6 +102,5 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.optimizer.update(learning_rate=1e-3, muon_learning_rate=8e-4, warmup_steps=10)
         config.optimizer.multipliers = dict(summarizer=0.2, hazard=2.0)
         config.train.update(steps=400, checkpoint_every=200)
-        config.sample.update(false_refusals=0.04)
-        config.evaluate.update(safety=30, attacks=40)
+        config.evaluate.update(safety=30, attacks=40, attacked=("advbench", "harmbench"))
     return config

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from g4v_jax import sharding
 from g4v_jax.errors import UserError
-from g4v_jax.plan import buffers, collectives, flops, hlo, roofline, topology, work
+from g4v_jax.plan import buffers, collectives, hlo, roofline, topology, work
 from g4v_jax.plan.account import arithmetic, model_arithmetic
 from g4v_jax.plan.chips import CHIPS
 from g4v_jax.plan.compiled import DoesNotFit, _refused, compile_step, tower_of
@@ -138,7 +138,7 @@ def test_traffic_of_kernels_slices_and_updates():
         return jax.lax.scan(lambda c, _: (c + 1, c), x, length=50)[1]
 
     moved = work.traffic(compiled(stacked, (1000,)), same)["all"]
-    assert 50 * 2 * size <= moved <= 50 * 5 * size  # each turn writes its row of the stack, not the stack
+    assert 50 * 2 * size <= moved <= 50 * 8 * size  # each turn moves some rows of the stack, not all fifty
 
 
 # Collectives
@@ -276,7 +276,9 @@ def test_a_plan_of_the_tiny_model_adds_up():
     step = compile_step(build)
     plan = report(target, build, step)
     assert plan["bound"] is None and plan["devices"] == 8 and plan["mesh"]["fsdp"] == 8
-    assert sum(one["memory"]["arguments"] for one in plan["towers"].values()) == pytest.approx(plan["memory"]["arguments"], rel=0.02)
+    held = sum(one["memory"]["arguments"] for one in plan["towers"].values())
+    assert held == plan["memory"]["arguments"] + plan["memory"]["idle"]
+    assert 0 < plan["memory"]["idle"] < plan["towers"]["autoencoder"]["memory"]["arguments"]  # training decodes nothing
     for name in ("model", "compiled"):
         assert sum(one["flops"][name] for one in plan["towers"].values()) == pytest.approx(plan["flops"][name])
     sent = sum(one["bytes"] for one in plan["collectives"])

@@ -84,9 +84,10 @@ def attack(
     words alone.
     """
     figures = _tune(assistant, directory, spec, _Footage(assistant.shape), say)
-    harmful = safety.harmful_requests(directory, spec.split)
+    harmful = safety.harmful_requests(directory, spec.split, spec.attacked)
     if not harmful:
-        raise UserError(f"{directory}: {spec.split} has no harmful requests to disguise; build records with a safety set")
+        of = f" of kind {' or '.join(spec.attacked)}" if spec.attacked else ""
+        raise UserError(f"{directory}: {spec.split} has no harmful requests{of} to disguise; build records with a safety set")
     chosen = captions.spread(harmful, spec.attacks)
     say(f"attacking with {len(chosen)} harmful requests in {len(attacks.ATTACKS)} disguises")
     figures |= attacks.measure(assistant, chosen)

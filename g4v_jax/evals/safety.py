@@ -56,9 +56,10 @@ def cases(directory: str, split: str, count: int, footage, per_kind: int = 0) ->
     return found
 
 
-def harmful_requests(directory: str, split: str) -> list[str]:
-    """The harmful requests of a split that are one turn of words alone."""
+def harmful_requests(directory: str, split: str, kinds: Sequence[str] = ()) -> list[str]:
+    """The harmful requests of a split, or of some kinds there, that are one turn of words alone."""
     found = [one for one in records.listed(directory, split, "dialogues") if one.hazard and len(one.dialogue) == 2]
+    found = [one for one in found if not kinds or one.kind in kinds]
     return [one.dialogue[0]["text"] for one in found if "video" not in one.dialogue[0]]
 
 

@@ -20,4 +20,5 @@ class EvalSpec:
     safety: int = 60  # clips with and without hazards, each watched and asked for; of dialogues twice as many
     per_kind: int = 0  # dialogues of each kind in place of that
     attacks: int = 60  # harmful requests that are disguised in every way of `attacks.ATTACKS`
+    attacked: tuple[str, ...] = ()  # kinds of requests that are; (): all, also those that many would answer
     live: int = 32  # captions, generations and safety samples on the validation split, while a run trains

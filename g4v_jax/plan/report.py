@@ -2,13 +2,15 @@
 
 May hold the form of the report, the same as JSON and for people.
 
-    {"topology", "slices", "devices", "mesh", "config": {...},
-     "memory": {"arguments", "outputs", "aliased", "temporaries", "peak"} bytes a device, "fits", "hbm",
+    {"topology", "slices", "devices", "mesh",
+     "memory": {"arguments", "outputs", "aliased", "temporaries", "peak", "idle"} bytes a device, "hbm" that it has,
      "flops": {"model", "compiled"} a device, "collectives": [{"kind", "axis", "slow", "count", "bytes"}, ...] a device,
      "bound": {"compute_s", "hbm_s", "ici_s", "dcn_s", "step_s", "mfu", "limit"}, null where a chip's rates are not known,
      "towers": {NAME: {"parameters": {"trainable", "frozen"}, "memory": {"arguments", "temporaries"}, "flops", "collectives",
                        "bound"}},
-     "compile_s"}
+     "largest": [[bytes, type, tower, scope], ...], "compile_s"}
+
+"idle" is what a run holds beside the step's arguments: frozen weights that training does not use, such as a decoder's.
 """
 
 import math
@@ -34,7 +36,8 @@ def report(target: Target, build: Build, compiled: Compiled) -> dict:
     temporary = Counter()
     for one in compiled.fullest:
         temporary[one.tower] += one.bytes
-    names = sorted({*parameters, *compiled.flops, *model, *held} - {REST}) + [REST]
+    sending = {one.tower for one in compiled.collectives}
+    names = sorted({*parameters, *compiled.flops, *compiled.traffic, *sending, *model} - {REST}) + [REST]
     towers = {
         name: {
             "parameters": parameters.get(name, {"trainable": 0, "frozen": 0}),
@@ -50,7 +53,7 @@ def report(target: Target, build: Build, compiled: Compiled) -> dict:
         "slices": target.slices,
         "devices": mesh.size,
         "mesh": dict(mesh.shape),
-        "memory": compiled.memory,
+        "memory": compiled.memory | {"idle": max(0, sum(held.values()) - compiled.memory["arguments"])},
         "hbm": target.chip.hbm,
         "flops": {"model": sum(model.values()) / mesh.size, "compiled": sum(compiled.flops.values())},
         "collectives": _lines(compiled.collectives),
@@ -74,9 +77,9 @@ def table(plan: dict) -> str:
             f"{name:12}{one['parameters']['trainable']:16,}{one['parameters']['frozen']:16,}{one['memory']['arguments'] / GIB:10.3f}"
             f"{one['memory']['temporaries'] / GIB:10.3f}{one['flops']['model'] / 1e12:10.3f}{one['flops']['compiled'] / 1e12:10.3f}{sent / GIB:10.3f}{step}"
         )
-    held = memory["arguments"] + memory["temporaries"] + memory["outputs"] - memory["aliased"]
+    held = memory["arguments"] + memory["idle"] + memory["temporaries"] + memory["outputs"] - memory["aliased"]
     of = f" of {plan['hbm'] / GIB:.2f}" if plan["hbm"] else ""
-    lines += ["", f"memory       arguments {memory['arguments'] / GIB:.3f}, temporaries {memory['temporaries'] / GIB:.3f}, "
+    lines += ["", f"memory       arguments {memory['arguments'] / GIB:.3f}, idle {memory['idle'] / GIB:.3f}, temporaries {memory['temporaries'] / GIB:.3f}, "
               f"outputs not in their place {max(0, memory['outputs'] - memory['aliased']) / GIB:.3f}: {held / GIB:.2f}{of} GiB a device "
               f"(the compiler's peak {memory['peak'] / GIB:.2f})"]  # fmt: skip
     lines += [f"             {size / GIB:6.3f} GiB {kind:28} {tower:12} {scope[-60:]}" for size, kind, tower, scope in plan["largest"][:5]]
