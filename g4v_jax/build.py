@@ -169,7 +169,7 @@ class Build:
             denoiser=denoiser,
             num_queries=rows["query_tokens"],
             caption_window=window,
-            dtype=compute_dtype(self.precision.compute, self.platform),
+            dtype=self.compute,
         )
 
     @cached_property
@@ -207,7 +207,7 @@ class Build:
         if chunks < 1 or self.shape.tokens % chunks:
             raise UserError(f"config: losses.chunks is {chunks}; rows.tokens, {self.shape.tokens}, must be a multiple of it")
         if kind is Language:
-            return Language(self.llm, spec, compute_dtype(self.precision.compute, self.platform))
+            return Language(self.llm, spec, self.compute)
         if kind is Reconstruction and not isinstance(self.model.autoencoder, Autoencoder):
             raise UserError("config: objective 'reconstruction' trains only a model.autoencoder of kind 'blocks'")
         for slots in SLOTS.get(name, ()):
@@ -290,6 +290,11 @@ class Build:
     def platform(self) -> str:
         """Of the devices: "cpu", "gpu" or "tpu"."""
         return self.mesh.devices.flat[0].platform
+
+    @property
+    def compute(self) -> jnp.dtype:
+        """The dtype that towers compute in."""
+        return compute_dtype(self.precision.compute, self.platform)
 
     def batch_shapes(self, rows: int | None = None):
         """A batch as ShapeDtypeStructs, sharded over the mesh."""

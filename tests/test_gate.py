@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from g4v_jax.safety.gate import choose_threshold
+from g4v_jax.safety.gate import ALIKE, choose_threshold
 
 
 def judged(scores, labels, cut) -> tuple[float, float]:
@@ -27,13 +27,13 @@ def split(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("budget", [0.0, 0.1, 1.0])
-def test_no_cut_within_the_budget_is_better(seed, budget):
+def test_no_cut_within_the_budget_is_much_better(seed, budget):
     scores, labels = split(seed)
     cut = choose_threshold(scores, labels, budget)
     f1, refused = judged(scores, labels, cut)
     assert refused <= budget and 0 <= cut <= 1
     every = [judged(scores, labels, other) for other in np.linspace(0, 1, 2003)]
-    assert f1 == pytest.approx(max(f for f, share in every if share <= budget))
+    assert f1 >= max(f for f, share in every if share <= budget) - ALIKE
 
 
 def test_the_budget_binds():
@@ -41,6 +41,12 @@ def test_the_budget_binds():
     scores, labels = [0.9, 0.6, 0.55, 0.5, 0.2, 0.1], [1, 0, 1, 1, 0, 0]
     assert 0.2 < choose_threshold(scores, labels, 0.5) < 0.5
     assert 0.6 < choose_threshold(scores, labels, 0.0) < 0.9
+
+
+def test_a_cut_that_wins_by_one_turn_of_many_loses_against_a_wide_gap():
+    scores = [0.01] * 60 + [0.03] + [0.02] + [0.9] * 120  # one hazard lies among the safe turns
+    labels = [0] * 60 + [1] + [0] + [1] * 120
+    assert choose_threshold(scores, labels, 0.05) == pytest.approx((0.03 + 0.9) / 2)
 
 
 def test_among_equal_cuts_the_middle_of_the_widest_gap():

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from g4v_jax import sharding
 from g4v_jax.errors import UserError
-from g4v_jax.plan import buffers, collectives, hlo, roofline, topology, work
+from g4v_jax.plan import advice, buffers, collectives, hlo, roofline, topology, work
 from g4v_jax.plan.account import arithmetic, model_arithmetic
 from g4v_jax.plan.chips import CHIPS
 from g4v_jax.plan.compiled import DoesNotFit, _refused, compile_step, tower_of
@@ -296,3 +296,12 @@ def test_the_command_writes_a_table_and_json(tmp_path):
     assert json.loads((tmp_path / "plan.json").read_text())["flops"]["compiled"] > 0
     failed = subprocess.run([*command[:-1], "--topology=v9:2x2"], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert failed.returncode == 2 and "unknown 'v9'" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_advice_names_what_is_large_and_fields_that_are_not_set_yet():
+    build = tiny.build(8)
+    assert advice.rows_a_device(build) == 1
+    text = advice.advise(build)
+    assert "GiB" in text and 'model.llm.remat="full"' in text and "losses.chunks=8" in text and "mesh.context=2" in text
+    assert "micro_batches" not in text
+    assert "step.micro_batches=8" in advice.advise(tiny.build(1))

@@ -24,11 +24,15 @@ def plan(arguments: list[str]) -> None:
     target = topology.parse(values.topology, values.slices)
     topology.prepare(target)
     from g4v_jax.build import Build
-    from g4v_jax.plan.compiled import compile_step
+    from g4v_jax.plan.advice import advise
+    from g4v_jax.plan.compiled import DoesNotFit, compile_step
     from g4v_jax.plan.report import report, table
 
     build = Build(values.config, tuple(topology.devices(target)))
-    compiled = compile_step(build)
+    try:
+        compiled = compile_step(build)
+    except DoesNotFit as error:
+        raise UserError(f"{target.name}: does not fit: {error}; {advise(build)}") from error
     if values.hlo:
         Path(values.hlo).write_text(compiled.text)
     found = report(target, build, compiled)

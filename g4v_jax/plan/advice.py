@@ -1,0 +1,68 @@
+"""What to do where a step does not fit: what is large, and which fields of the config make it smaller.
+
+May hold the sentence that a user reads; each piece of advice names a field and a value that the config does not have yet.
+"""
+
+import math
+
+import jax
+
+from g4v_jax.build import Build
+
+GIB = 2**30
+CHUNKS = 8  # of a row, where scores over the vocabulary are large
+
+
+def advise(build: Build) -> str:
+    """One sentence on the largest things in memory, and one on what to try, largest gain first."""
+    return f"the largest are {', '.join(largest(build))}; try {', or '.join(remedies(build))}"
+
+
+def largest(build: Build, count: int = 4) -> list[str]:
+    """The largest arrays that one device holds before a step begins, or must hold within it, by name and GiB."""
+    blueprint = build.blueprint
+    state = blueprint.state_shapes(build.optimizer)
+    held = {}
+    for name, tree in (("learned", state.trainable), ("optimizer", state.opt_state), ("average", state.ema), ("frozen", blueprint.frozen_shapes)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            keys = "/".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+            held[f"{name} {keys}"] = held.get(f"{name} {keys}", 0) + _bytes(leaf)
+    rows, tokens = rows_a_device(build), build.shape.tokens // build.mesh.shape["context"]
+    held["scores over the vocabulary"] = rows * tokens // getattr(build.objective.spec, "chunks", 1) * _vocabulary(build) * 4
+    held["scores of attention"] = rows * build.llm.num_heads // build.mesh.shape["tensor"] * tokens * build.shape.tokens * 4
+    if build.llm.remat == "none":
+        width = build.llm.dim * 8 + build.llm.mlp_dim * 3 // build.mesh.shape["tensor"]
+        held["the LLM's layers, all kept"] = rows * tokens * build.llm.num_layers * width * build.compute.itemsize
+    named = sorted(held.items(), key=lambda item: -item[1])[:count]
+    return [f"{name} {size / GIB:.2f} GiB" for name, size in named]
+
+
+def remedies(build: Build) -> list[str]:
+    """Changes of fields that make a step smaller, and what they do not already say."""
+    rows, found = rows_a_device(build), []
+    if rows > 1:
+        found.append(f"step.micro_batches={build.step.micro_batches * rows} (one row a device at a time)")
+    if build.llm.remat != "full":
+        found.append('model.llm.remat="full"')
+    chunks = getattr(build.objective.spec, "chunks", 0)
+    if chunks == 1 and build.shape.tokens % CHUNKS == 0:
+        found.append(f"losses.chunks={CHUNKS}")
+    if build.mesh.shape["fsdp"] * build.mesh.shape["tensor"] * build.mesh.shape["context"] < build.mesh.size:
+        found.append("mesh.fsdp larger and mesh.replica smaller")
+    if rows == 1 and build.mesh.shape["context"] == 1:
+        found.append("mesh.context=2 (a row over two devices)")
+    return [*found, "more devices"]
+
+
+def rows_a_device(build: Build) -> int:
+    """Rows of a micro-batch on one device."""
+    share = build.mesh.shape["replica"] * build.mesh.shape["fsdp"] * build.step.micro_batches
+    return max(1, build.shape.rows // share)
+
+
+def _bytes(leaf) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def _vocabulary(build: Build) -> int:
+    return build.tokenizer.vocab_size // build.mesh.shape["tensor"]
