@@ -9,6 +9,7 @@ import math
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from g4v_jax.errors import UserError, nearest
@@ -46,7 +47,8 @@ ACTIVATIONS = {
 def make_mesh(shape: dict[str, int], devices=None) -> Mesh:
     """Build the mesh. One axis may be -1: it takes the devices that are left.
 
-    Raises UserError where the sizes do not multiply to the device count.
+    Where devices are of several slices, `replica` is what joins them. Raises UserError where the sizes do not multiply to
+    the device count, and where `replica` is no multiple of the slices.
     """
     for name in shape:
         if name not in AXES:
@@ -60,7 +62,19 @@ def make_mesh(shape: dict[str, int], devices=None) -> Mesh:
         raise UserError(f"mesh: {wanted} does not fit {len(devices)} device(s); set one axis to -1 or change the sizes")
     if free:
         sizes[free[0]] = len(devices) // known
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({slice_of(device) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    if sizes[0] % slices:
+        raise UserError(f"mesh: replica is {sizes[0]}; it must be a multiple of the {slices} slices, which it joins")
+    within, across = (sizes[0] // slices, *sizes[1:]), (slices, *[1] * (len(AXES) - 1))
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), AXES, axis_types=types)
+
+
+def slice_of(device) -> int:
+    """The slice of a TPU that a device is in; 0 for all others."""
+    return getattr(device, "slice_index", None) or 0
 
 
 def one_device() -> Mesh:

@@ -1,6 +1,7 @@
 """Meshes: the same losses and gradients on all of them, no needless copies, and mistakes that are named."""
 
 import functools
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -179,3 +180,15 @@ def test_a_batch_lies_over_rows():
         assert leaf.sharding == promised.sharding and leaf.shape == promised.shape and leaf.dtype == promised.dtype
         assert leaf.sharding.spec == batch_spec(leaf)
         assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {2}
+
+
+def test_slices_are_joined_by_replica_alone():
+    class Device(SimpleNamespace):
+        __hash__ = object.__hash__
+
+    devices = [Device(id=i, slice_index=i % 2, process_index=0, platform="cpu", device_kind="cpu", client=None) for i in range(8)]
+    mesh = make_mesh({"replica": 4, "fsdp": 1, "tensor": -1}, devices)
+    assert dict(mesh.shape) == {"replica": 4, "fsdp": 1, "context": 1, "tensor": 2}
+    assert [{device.slice_index for device in row.flat} for row in mesh.devices] == [{0}, {0}, {1}, {1}]
+    with pytest.raises(UserError, match="replica is 1; it must be a multiple of the 2 slices"):
+        make_mesh({"fsdp": -1}, devices)

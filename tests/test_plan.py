@@ -17,11 +17,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from g4v_jax import sharding
 from g4v_jax.errors import UserError
-from g4v_jax.plan import advice, buffers, collectives, hlo, roofline, topology, work
+from g4v_jax.plan import advice, buffers, cache, collectives, hlo, roofline, topology, work
 from g4v_jax.plan.account import arithmetic, model_arithmetic
 from g4v_jax.plan.chips import CHIPS
 from g4v_jax.plan.compiled import DoesNotFit, _refused, compile_step, tower_of
-from g4v_jax.plan.report import report, table
+from g4v_jax.plan.report import report
+from g4v_jax.plan.table import table
 
 ROOT = Path(__file__).parent.parent
 MESH = {"replica": 1, "fsdp": 4, "context": 1, "tensor": 2}
@@ -289,11 +290,13 @@ def test_a_plan_of_the_tiny_model_adds_up():
 
 def test_the_command_writes_a_table_and_json(tmp_path):
     command = [sys.executable, "-m", "g4v_jax", "plan", "--config=configs/quickstart.py:autoencoder", "--topology=cpu:2"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = subprocess.run([*command, f"--json={tmp_path / 'plan.json'}"], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "cpu:2: 2 devices, fsdp 2" in done.stdout and "autoencoder" in done.stdout
     assert json.loads((tmp_path / "plan.json").read_text())["flops"]["compiled"] > 0
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert again.stdout == "the same plan was made before; --fresh makes it again\n\n" + done.stdout
     failed = subprocess.run([*command[:-1], "--topology=v9:2x2"], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert failed.returncode == 2 and "unknown 'v9'" in failed.stderr and "Traceback" not in failed.stderr
 
@@ -305,3 +308,21 @@ def test_advice_names_what_is_large_and_fields_that_are_not_set_yet():
     assert "GiB" in text and 'model.llm.remat="full"' in text and "losses.chunks=8" in text and "mesh.context=2" in text
     assert "micro_batches" not in text
     assert "step.micro_batches=8" in advice.advise(tiny.build(1))
+
+
+def test_a_plan_is_kept_for_the_same_config_machine_and_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config, target = tiny.config(), topology.parse("cpu:8")
+    name = cache.key(config, target)
+    assert cache.load(name) is None
+    cache.save(name, {"devices": 8})
+    assert cache.load(name) == {"devices": 8}
+    others = [cache.key(tiny.config(rows__rows=16), target), cache.key(config, topology.parse("cpu:4"))]
+    monkeypatch.setattr(cache, "COMPILERS", ("numpy",))
+    assert len({name, cache.key(config, target), *others}) == 4
+    file = cache.folder() / f"{name}.json"
+    for damage in (file.read_text().replace("8", "9"), "not JSON", "[]"):
+        file.write_text(damage)
+        assert cache.load(name) is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    cache.save(name, {"devices": 8})  # no place for it: made again next time

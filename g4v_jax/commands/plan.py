@@ -13,8 +13,9 @@ def plan(arguments: list[str]) -> None:
 
     def extra(values: flags.FlagValues) -> None:
         flags.DEFINE_string("topology", None, "Such as v5p:4x4x8, h100:8, cpu:8.", flag_values=values)
-        flags.DEFINE_string("hlo", None, "Also write the compiled program's text to this file.", flag_values=values)
         flags.DEFINE_integer("slices", 1, "Of TPUs, joined by the slow network.", flag_values=values)
+        flags.DEFINE_string("hlo", None, "Also write the compiled program's text to this file.", flag_values=values)
+        flags.DEFINE_bool("fresh", False, "Compile, also where the same plan was made before.", flag_values=values)
 
     values, _ = parse("plan", arguments, extra=extra, json=True)
     from g4v_jax.plan import topology
@@ -22,19 +23,34 @@ def plan(arguments: list[str]) -> None:
     if not values.topology:
         raise UserError(f"plan: name a machine: g4v plan --config=configs/g4v_8b.py --topology=v5p:4x4x8; such as {topology.EXAMPLES}")
     target = topology.parse(values.topology, values.slices)
+    from g4v_jax.plan import cache
+    from g4v_jax.plan.table import table
+
+    name = cache.key(values.config, target)
+    found = None if values.fresh or values.hlo else cache.load(name)
+    if found is None:
+        found = _make(values.config, target, values.hlo)
+        cache.save(name, found)
+    else:
+        print("the same plan was made before; --fresh makes it again\n")
+    print(table(found))
+    write_json(values.json, found)
+
+
+def _make(config, target, hlo: str | None) -> dict:
+    from g4v_jax.plan import topology
+
     topology.prepare(target)
     from g4v_jax.build import Build
     from g4v_jax.plan.advice import advise
     from g4v_jax.plan.compiled import DoesNotFit, compile_step
-    from g4v_jax.plan.report import report, table
+    from g4v_jax.plan.report import report
 
-    build = Build(values.config, tuple(topology.devices(target)))
+    build = Build(config, tuple(topology.devices(target)))
     try:
         compiled = compile_step(build)
     except DoesNotFit as error:
         raise UserError(f"{target.name}: does not fit: {error}; {advise(build)}") from error
-    if values.hlo:
-        Path(values.hlo).write_text(compiled.text)
-    found = report(target, build, compiled)
-    print(table(found))
-    write_json(values.json, found)
+    if hlo:
+        Path(hlo).write_text(compiled.text)
+    return report(target, build, compiled)

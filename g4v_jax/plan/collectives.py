@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from g4v_jax.plan.hlo import Instruction, Program
+from g4v_jax.sharding import slice_of
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute",
          "collective-broadcast")  # fmt: skip
@@ -80,13 +81,9 @@ def _span(one: Instruction, kind: str, mesh: Mesh) -> tuple[str, int, bool]:
     group = np.array(_pair(one) if kind == "collective-permute" else _group(one, mesh.devices.size))
     places = np.stack(np.unravel_index(group, mesh.devices.shape))
     axes = [name for name, at in zip(mesh.axis_names, places) if len(set(at.tolist())) > 1]
-    slices = {_slice(mesh.devices.flat[i]) for i in group}
-    return "+".join(axes), len(group), len(slices) > 1
-
-
-def _slice(device) -> int:
-    """The slice or node that a device is in."""
-    return getattr(device, "slice_index", None) or getattr(device, "partition_index", None) or 0
+    here = [mesh.devices.flat[i] for i in group]
+    apart = {device.process_index if device.platform == "gpu" else slice_of(device) for device in here}  # nodes or slices
+    return "+".join(axes), len(group), len(apart) > 1
 
 
 def _pair(one: Instruction) -> Sequence[int]:

@@ -1,6 +1,4 @@
-"""A plan as data and as a table: what one device holds, does and sends in a step, and how fast that can be.
-
-May hold the form of the report, the same as JSON and for people.
+"""A plan as data: what one device holds, does and sends in a step, and how fast that can be. `table` draws it for people.
 
     {"topology", "slices", "devices", "mesh",
      "memory": {"arguments", "outputs", "aliased", "temporaries", "peak", "idle"} bytes a device, "hbm" that it has,
@@ -24,8 +22,6 @@ from g4v_jax.plan.compiled import Compiled
 from g4v_jax.plan.flops import REST
 from g4v_jax.plan.roofline import Bound, step_bound
 from g4v_jax.plan.topology import Target
-
-GIB = 2**30
 
 
 def report(target: Target, build: Build, compiled: Compiled) -> dict:
@@ -62,38 +58,6 @@ def report(target: Target, build: Build, compiled: Compiled) -> dict:
         "largest": [[one.bytes, one.type, one.tower, one.scope] for one in compiled.fullest[:8]],
         "compile_s": compiled.seconds,
     }
-
-
-def table(plan: dict) -> str:
-    """A plan for people."""
-    memory, flops, bound = plan["memory"], plan["flops"], plan["bound"]
-    mesh = " x ".join(f"{name} {size}" for name, size in plan["mesh"].items() if size > 1) or "one device"
-    lines = [f"{plan['topology']}" + (f" x {plan['slices']} slices" if plan["slices"] > 1 else "") + f": {plan['devices']} devices, {mesh}", ""]
-    lines += [f"{'tower':12}{'trainable':>16}{'frozen':>16}{'held GiB':>10}{'temp GiB':>10}{'model TF':>10}{'compiled':>10}{'sent GiB':>10}{'bound ms':>10}"]
-    for name, one in plan["towers"].items():
-        sent = sum(c["bytes"] for c in one["collectives"])
-        step = f"{1e3 * one['bound']['step_s']:10.2f}" if one["bound"] else f"{'':>10}"
-        lines.append(
-            f"{name:12}{one['parameters']['trainable']:16,}{one['parameters']['frozen']:16,}{one['memory']['arguments'] / GIB:10.3f}"
-            f"{one['memory']['temporaries'] / GIB:10.3f}{one['flops']['model'] / 1e12:10.3f}{one['flops']['compiled'] / 1e12:10.3f}{sent / GIB:10.3f}{step}"
-        )
-    held = memory["arguments"] + memory["idle"] + memory["temporaries"] + memory["outputs"] - memory["aliased"]
-    of = f" of {plan['hbm'] / GIB:.2f}" if plan["hbm"] else ""
-    lines += ["", f"memory       arguments {memory['arguments'] / GIB:.3f}, idle {memory['idle'] / GIB:.3f}, temporaries {memory['temporaries'] / GIB:.3f}, "
-              f"outputs not in their place {max(0, memory['outputs'] - memory['aliased']) / GIB:.3f}: {held / GIB:.2f}{of} GiB a device "
-              f"(the compiler's peak {memory['peak'] / GIB:.2f})"]  # fmt: skip
-    lines += [f"             {size / GIB:6.3f} GiB {kind:28} {tower:12} {scope[-60:]}" for size, kind, tower, scope in plan["largest"][:5]]
-    ratio = flops["compiled"] / flops["model"] if flops["model"] else 0.0
-    lines += [f"arithmetic   {flops['model'] / 1e12:.3f} TFLOP a device by the model, {flops['compiled'] / 1e12:.3f} compiled ({ratio:.3f} x)"]
-    for one in plan["collectives"][:12]:
-        slow = "  slow network" if one["slow"] else ""
-        lines.append(f"{one['kind']:20} {one['axis']:14} {one['count']:6} times {one['bytes'] / GIB:9.3f} GiB sent{slow}")
-    if bound:
-        lines += [f"bound        arithmetic {1e3 * bound['compute_s']:.1f}, memory {1e3 * bound['hbm_s']:.1f}, links {1e3 * bound['ici_s']:.1f}, "
-                  f"slow network {1e3 * bound['dcn_s']:.1f} ms; no step is faster than {1e3 * bound['step_s']:.1f} ms, "
-                  f"MFU at most {100 * bound['mfu']:.1f} % ({bound['limit']})"]  # fmt: skip
-    lines += [f"compiled in {plan['compile_s']:.1f} s"]
-    return "\n".join(lines)
 
 
 def _bound(bound: Bound | None) -> dict | None:
