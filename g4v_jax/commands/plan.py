@@ -52,5 +52,6 @@ def _make(config, target, hlo: str | None) -> dict:
     except DoesNotFit as error:
         raise UserError(f"{target.name}: does not fit: {error}; {advise(build)}") from error
     if hlo:
+        Path(hlo).parent.mkdir(parents=True, exist_ok=True)
         Path(hlo).write_text(compiled.text)
     return report(target, build, compiled)

@@ -99,7 +99,7 @@ class Pipeline:
                 "build records that have them or set the task's weight to 0"
             )
         having = [group for group in groups if kind in records.kinds(self.records, self.split, group)]
-        return [records.read(self.records, self.split, group, kind) for group in having or groups]
+        return [records.read(self.records, self.split, group, kind) for group in having or groups]  # no such kind: reading says so
 
 
 class Batches(Iterator[Batch]):

@@ -108,10 +108,10 @@ def read(directory: str | os.PathLike, split: str, group: str, kind: str = "") -
 
     Raises UserError where the data set does not hold them, or is damaged.
     """
-    present, name = splits(directory), f"{split}_{group}"
-    if name not in present:
-        raise UserError(f"{directory}: no records {name!r}{nearest(name, present)}")
-    known = list(kinds(directory, split, group))
+    held, name = summary(directory), f"{split}_{group}"
+    if name not in held["records"]:
+        raise UserError(f"{directory}: no records {name!r}{nearest(name, held['records'])}")
+    known = list(held.get("kinds", {}).get(name, {}))
     if kind and kind not in known:
         raise UserError(f"{directory}: {name} has no records of kind {kind!r}{nearest(kind, known)}")
     try:

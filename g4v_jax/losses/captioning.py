@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from g4v_jax.models.llm import LLM
 from g4v_jax.types import Term
 
 
@@ -26,6 +27,28 @@ def token_divergences(reference: jax.Array, logits: jax.Array) -> jax.Array:
     """
     base = jax.nn.log_softmax(jax.lax.stop_gradient(reference))
     return jnp.sum(jnp.exp(base) * (base - jax.nn.log_softmax(logits)), axis=-1)
+
+
+def score(
+    llm: LLM, params: dict, targets: jax.Array, hidden: jax.Array, base: jax.Array | None = None, chunks: int = 1
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """What final states [B S D] of an LLM make of the next tokens i32 [B S], scored in `chunks`.
+
+    Cross-entropy of each; and of `base`, states of the same LLM to compare with, which get no gradient: their cross-entropy,
+    and how far the first moved from them. f32 [B S] each, the last two None where there is no `base`.
+    """
+
+    def place(targets, hidden, base=None):
+        logits = llm.apply({"params": params}, hidden, method="logits")
+        own = token_losses(logits, targets)
+        if base is None:
+            return own
+        reference = llm.apply({"params": jax.lax.stop_gradient(params)}, base, method="logits")
+        return own, token_losses(reference, targets), token_divergences(reference, logits)
+
+    if base is None:
+        return in_chunks(place, chunks, targets, hidden), None, None
+    return in_chunks(place, chunks, targets, hidden, base)
 
 
 def weighted(values: jax.Array, weights: jax.Array) -> Term:

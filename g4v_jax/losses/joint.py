@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from g4v_jax.diffusion import flow
 from g4v_jax.losses import generation
-from g4v_jax.losses.captioning import in_chunks, token_divergences, token_losses, weighted
+from g4v_jax.losses.captioning import score, weighted
 from g4v_jax.losses.preference import preference, reference_hidden
 from g4v_jax.losses.safety import detection, detection_count
 from g4v_jax.models.gpt4video import GPT4Video
@@ -79,7 +79,7 @@ class Joint:
         pairs = batch.preference_owner.shape[1] > 0
         # a second pass of the LLM, only where a term may need it
         base = reference_hidden(self.model.llm, params["llm"], out.inputs, batch) if pairs or self.spec.keep else None
-        own, reference, moved = self._token_losses(params["llm"], out.hidden, base, batch.targets)
+        own, reference, moved = score(self.model.llm, params["llm"], batch.targets, out.hidden, base, self.spec.chunks)
         none = Term(jnp.zeros(()), jnp.zeros(()))
         return {
             "caption": weighted(own, self._captions(batch)),
@@ -89,23 +89,6 @@ class Joint:
             "keep": weighted(moved, batch.keep_weight) if self.spec.keep else none,
             **generation.terms(out.velocity, out.velocity_target, batch),
         }
-
-    def _token_losses(self, llm: dict, hidden: Array, base: Array | None, targets: Array):
-        """Cross-entropy of each token, the same of the LLM with LoRA off, and how far the first moved: f32 [B S] each.
-
-        The last two are None where there is no `base`.
-        """
-
-        def score(targets, hidden, base=None):
-            logits = self.model.llm.apply({"params": llm}, hidden, method="logits")
-            own = token_losses(logits, targets)
-            if base is None:
-                return own
-            reference = self.model.llm.apply({"params": jax.lax.stop_gradient(llm)}, base, method="logits")
-            return own, token_losses(reference, targets), token_divergences(reference, logits)
-
-        found = in_chunks(score, self.spec.chunks, targets, hidden, *([] if base is None else [base]))
-        return (found, None, None) if base is None else found
 
     def _captions(self, batch: Batch) -> Array:
         return batch.caption_weight if self.spec.keep else batch.caption_weight + batch.keep_weight

@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from g4v_jax.losses.captioning import in_chunks, token_losses, weighted
+from g4v_jax.losses.captioning import score, weighted
 from g4v_jax.models.llm import LLM
 from g4v_jax.types import Array, Batch, Term
 
@@ -53,15 +53,10 @@ class Language:
     def terms(self, params: dict, batch: Batch, draws: Array, dropout: Array) -> dict[str, Term]:
         """Nats summed over tokens."""
         del draws
-        variables = {"params": params["llm"]}
+        llm = params["llm"]
         with jax.named_scope("llm"):  # the tower's name, which the whole model's towers have by themselves
-            hidden = self.llm.apply(variables, batch, method=self._hidden, rngs={"dropout": dropout})
-
-        def score(targets, hidden):
-            return token_losses(self.llm.apply(variables, hidden, method="logits"), targets)
-
-        with jax.named_scope("llm"):
-            losses = in_chunks(score, self.spec.chunks, batch.targets, hidden)
+            hidden = self.llm.apply({"params": llm}, batch, method=self._hidden, rngs={"dropout": dropout})
+            losses, _, _ = score(self.llm, llm, batch.targets, hidden, chunks=self.spec.chunks)
         return {"tokens": weighted(losses, _learned(batch))}
 
     def _hidden(self, llm: LLM, batch: Batch) -> Array:

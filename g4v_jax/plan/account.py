@@ -4,6 +4,7 @@ May hold figures that follow from shapes and from the traced step; what a compil
 """
 
 import math
+from collections.abc import Iterator
 
 import jax
 
@@ -20,25 +21,32 @@ def describe(build: Build) -> dict:
     build.objective, build.step, build.pipeline, build.sample, build.evaluation
     blueprint = build.blueprint
     trainable, frozen = trees.split(blueprint.shapes, blueprint.trainable)
-    state = blueprint.state_shapes(build.optimizer)
-
-    def size(tree) -> int:
-        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
+    size = dict.fromkeys(("trainable", "optimizer", "ema", "frozen", "batch"), 0)
+    for part, _, count in held(build):
+        size[part] += count
     return {
         "mesh": dict(build.mesh.shape),
         "parameters": {
             tower: {"trainable": trees.count(trainable.get(tower, {})), "frozen": trees.count(frozen.get(tower, {}))}
             for tower in sorted(blueprint.shapes)
         },
-        "bytes_per_device": {
-            "trainable": size(state.trainable),
-            "optimizer": size(state.opt_state),
-            "ema": size(state.ema),
-            "frozen": size(blueprint.frozen_shapes),
-            "batch": size(build.batch_shapes()),
-        },
+        "bytes_per_device": size,
     }
+
+
+def held(build: Build) -> Iterator[tuple[str, tuple[str, ...], int]]:
+    """Every array that a step is given: (part, path, bytes a device).
+
+    Parts are "trainable", "optimizer", "ema", "frozen" and "batch"; a path is the keys of dictionaries on the way, so that of
+    an optimizer's leaf ends with its parameter's, and that of a batch's is empty.
+    """
+    state = build.blueprint.state_shapes(build.optimizer)
+    parts = {"trainable": state.trainable, "optimizer": state.opt_state, "ema": state.ema}
+    parts |= {"frozen": build.blueprint.frozen_shapes, "batch": build.batch_shapes()}
+    for part, tree in parts.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            keys = tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+            yield part, keys, math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def arithmetic(build: Build) -> dict[str, int]:

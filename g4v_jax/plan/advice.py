@@ -3,13 +3,13 @@
 May hold the sentence that a user reads; each piece of advice names a field and a value that the config does not have yet.
 """
 
-import math
-
-import jax
+from collections import Counter
 
 from g4v_jax.build import Build
+from g4v_jax.plan.account import held
 
 GIB = 2**30
+NAMES = {"trainable": "learned", "ema": "average"}  # of parts, where a user reads another word
 CHUNKS = 8  # of a row, where scores over the vocabulary are large
 
 
@@ -20,21 +20,17 @@ def advise(build: Build) -> str:
 
 def largest(build: Build, count: int = 4) -> list[str]:
     """The largest arrays that one device holds before a step begins, or must hold within it, by name and GiB."""
-    blueprint = build.blueprint
-    state = blueprint.state_shapes(build.optimizer)
-    held = {}
-    for name, tree in (("learned", state.trainable), ("optimizer", state.opt_state), ("average", state.ema), ("frozen", blueprint.frozen_shapes)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            keys = "/".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
-            held[f"{name} {keys}"] = held.get(f"{name} {keys}", 0) + _bytes(leaf)
+    sizes: Counter = Counter()
+    for part, path, size in held(build):
+        if part != "batch":
+            sizes[f"{NAMES.get(part, part)} {'/'.join(path)}"] += size
     rows, tokens = rows_a_device(build), build.shape.tokens // build.mesh.shape["context"]
-    held["scores over the vocabulary"] = rows * tokens // getattr(build.objective.spec, "chunks", 1) * _vocabulary(build) * 4
-    held["scores of attention"] = rows * build.llm.num_heads // build.mesh.shape["tensor"] * tokens * build.shape.tokens * 4
+    sizes["scores over the vocabulary"] = rows * tokens // getattr(build.objective.spec, "chunks", 1) * _vocabulary(build) * 4
+    sizes["scores of attention"] = rows * build.llm.num_heads // build.mesh.shape["tensor"] * tokens * build.shape.tokens * 4
     if build.llm.remat == "none":
         width = build.llm.dim * 8 + build.llm.mlp_dim * 3 // build.mesh.shape["tensor"]
-        held["the LLM's layers, all kept"] = rows * tokens * build.llm.num_layers * width * build.compute.itemsize
-    named = sorted(held.items(), key=lambda item: -item[1])[:count]
-    return [f"{name} {size / GIB:.2f} GiB" for name, size in named]
+        sizes["the LLM's layers, all kept"] = rows * tokens * build.llm.num_layers * width * build.compute.itemsize
+    return [f"{name} {size / GIB:.2f} GiB" for name, size in sizes.most_common(count)]
 
 
 def remedies(build: Build) -> list[str]:
@@ -58,10 +54,6 @@ def rows_a_device(build: Build) -> int:
     """Rows of a micro-batch on one device."""
     share = build.mesh.shape["replica"] * build.mesh.shape["fsdp"] * build.step.micro_batches
     return max(1, build.shape.rows // share)
-
-
-def _bytes(leaf) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def _vocabulary(build: Build) -> int:

@@ -5,7 +5,8 @@ instruction that makes it to the last that reads it, loops work in place, and wh
 The compiler packs more cleverly and pads to tiles, so sums differ by some per cent: they say where memory goes, not how much.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from g4v_jax.plan.hlo import Instruction, Program
@@ -21,7 +22,6 @@ class Buffer:
     """One value in memory."""
 
     bytes: int
-    name: str  # of its instruction
     type: str  # of its array, such as "bf16[8,2048,4096]"
     scope: str
     tower: str
@@ -50,27 +50,22 @@ class _Walk:
         born: list[tuple[int, Buffer]] = []  # (when, buffer)
         returned: set[int] = set()
         for when, one in enumerate(lines):
-            values[one.name] = self._value(one, values, when, born, lines)
+            values[one.name] = self._value(one, values, when, born)
             for operand in one.operands:
                 for buffer in _leaves(values.get(operand)):
                     last[id(buffer)] = when
             if one.root:
                 returned = {id(buffer) for buffer in _leaves(values[one.name])}
-        fullest, best = [], -1
-        inside = {when: self._inside(one) for when, one in enumerate(lines)}
-        ends = {id(buffer): last.get(id(buffer), when) for when, buffer in born}
-        changes = sorted({when for when, _ in born} | set(inside))
-        kept = [(when, buffer) for when, buffer in born if id(buffer) not in returned]
-        for moment in changes:
-            total = sum(one.bytes for one in inside.get(moment, ()))
-            total += sum(buffer.bytes for when, buffer in kept if when <= moment <= ends[id(buffer)])
-            if total > best:
-                best, when_full = total, moment
-        if best >= 0:
-            fullest = [buffer for when, buffer in kept if when <= when_full <= ends[id(buffer)]]
-            fullest += inside.get(when_full, [])
-        self._done[name] = fullest
-        return fullest
+        inside = [self._inside(one) for one in lines]
+        kept = [(when, last.get(id(buffer), when), buffer) for when, buffer in born if id(buffer) not in returned]
+        change = [0] * (len(lines) + 1)
+        for first, end, buffer in kept:
+            change[first] += buffer.bytes
+            change[end + 1] -= buffer.bytes
+        totals = [own + sum(one.bytes for one in called) for own, called in zip(itertools.accumulate(change), inside)]
+        full = max(range(len(lines)), key=totals.__getitem__, default=0)
+        self._done[name] = [buffer for first, end, buffer in kept if first <= full <= end] + (inside[full] if inside else [])
+        return self._done[name]
 
     def _inside(self, one: Instruction) -> list[Buffer]:
         """What the computations that an instruction runs hold at their fullest."""
@@ -79,7 +74,7 @@ class _Walk:
         held = [self.peak(name) for name in one.called]
         return max(held, key=lambda buffers: sum(buffer.bytes for buffer in buffers), default=[])
 
-    def _value(self, one: Instruction, values: dict, when: int, born: list, lines: Sequence[Instruction]):
+    def _value(self, one: Instruction, values: dict, when: int, born: list):
         of = [values.get(name) for name in one.operands]
         if one.opcode in NOTHING:
             return []
@@ -94,7 +89,7 @@ class _Walk:
             return of[0] if of and len(one.arrays) == 1 else of
         tower = self._tower_of(one.scope)
         made = [
-            Buffer(array.bytes, one.name, f"{array.dtype}{list(array.shape)}", one.scope, tower)
+            Buffer(array.bytes, f"{array.dtype}{list(array.shape)}", one.scope, tower)
             if array.in_hbm and array.bytes
             else None
             for array in one.arrays

@@ -4,6 +4,7 @@ May hold where plans lie, and what they depend on: the config, the machine, this
 versions. A plan is used again only where all of these are the same, so none goes stale.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from g4v_jax.plan.topology import Target
+from g4v_jax.train.manifest import write_json
 
 PACKAGE = Path(__file__).parent.parent
 COMPILERS = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda12-plugin", "jax-cuda12-pjrt")
@@ -34,25 +36,25 @@ def key(config: ConfigDict, target: Target) -> str:
 def load(name: str) -> dict | None:
     """The plan that was kept under a name; None where there is none, or where its file is damaged."""
     try:
-        held = json.loads((folder() / f"{name}.json").read_text())
-        return held["plan"] if held["sha256"] == _digest(held["plan"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        held = json.loads(_file(name).read_text())
+        return json.loads(held["plan"]) if held["sha256"] == _digest(held["plan"]) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def save(name: str, plan: dict) -> None:
     """Keep a plan. A folder that cannot be written is no error: the plan is then made again next time."""
-    try:
-        folder().mkdir(parents=True, exist_ok=True)
-        partial = folder() / f".{name}.{os.getpid()}"
-        partial.write_text(json.dumps({"sha256": _digest(plan), "plan": plan}))
-        partial.rename(folder() / f"{name}.json")
-    except OSError:
-        pass
+    text = json.dumps(plan)  # as text, in the order that it is shown in
+    with contextlib.suppress(OSError):
+        write_json(_file(name), {"sha256": _digest(text), "plan": text})
 
 
-def _digest(plan: dict) -> str:
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+def _file(name: str) -> Path:
+    return folder() / f"{name}.json"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -63,14 +63,12 @@ def collectives(program: Program, mesh: Mesh, tower_of) -> list[Collective]:
 def _sent(one: Instruction, kind: str, size: int) -> int:
     """Bytes that each of `size` devices sends in one execution."""
     sizes = [array.bytes for array in one.arrays]
-    start = one.opcode.endswith("-start")
     if kind in ("collective-permute", "dcn", "collective-broadcast"):
         return sizes[0]
-    if kind == "all-gather":  # a start's type is (operands, results)
-        return (sum(sizes[len(sizes) // 2 :]) if start and len(sizes) > 1 else sum(sizes)) * (size - 1) // size
-    if kind == "reduce-scatter":  # results are a share of what goes in
-        results = sum(sizes[len(sizes) // 2 :]) if start and len(sizes) > 1 else sum(sizes)
-        return results * (size - 1)
+    if kind in ("all-gather", "reduce-scatter"):
+        both = one.opcode.endswith("-start") and len(sizes) > 1  # a start's type is (operands, results)
+        results = sum(sizes[len(sizes) // 2 :]) if both else sum(sizes)
+        return results * (size - 1) // size if kind == "all-gather" else results * (size - 1)  # the latter a share already
     if kind == "all-reduce":
         return 2 * sum(sizes) * (size - 1) // size
     return sum(sizes) * (size - 1) // size

@@ -92,6 +92,11 @@ class Program:
     entry: str
 
     @functools.cached_property
+    def named(self) -> dict[str, dict[str, Instruction]]:
+        """The instructions of each computation by their names."""
+        return {name: {one.name: one for one in lines} for name, lines in self.computations.items()}
+
+    @functools.cached_property
     def fused(self) -> set[str]:
         """Computations inside one kernel: their values never reach memory."""
         return {
@@ -131,16 +136,13 @@ class Program:
                 yield from self._below(called)
 
     def _limits(self, name: str) -> Iterator[int]:
-        """Constants that a computation compares something with, by "less than"."""
-        lines = {one.name: one for one in self.computations[name]}
-        compares = [one for one in lines.values() if one.opcode == "compare" and "direction=LT" in one.rest]
-        if not compares and not any(one.opcode == "fusion" for one in lines.values()):
-            return
-        # where the comparison is inside a fusion, the constant is outside
-        for one in lines.values():
-            value = re.match(r"(-?\d+)\)", one.rest) if one.opcode == "constant" else None
-            if value and one.type.startswith(("s32[]", "u32[]", "s64[]")):
-                yield int(value[1])
+        """Whole numbers in a computation that compares something by "less than", itself or in a fusion that it calls."""
+        lines = self.computations[name]
+        if any(one.opcode == "fusion" or (one.opcode == "compare" and "direction=LT" in one.rest) for one in lines):
+            for one in lines:
+                value = re.match(r"(-?\d+)\)", one.rest) if one.opcode == "constant" else None
+                if value and one.type.startswith(("s32[]", "u32[]", "s64[]")):
+                    yield int(value[1])
 
     def instructions(self) -> Iterator[tuple[str, Instruction, int]]:
         """(computation, instruction, how often it runs) of everything that runs."""

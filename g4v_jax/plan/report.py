@@ -11,13 +11,10 @@
 "idle" is what a run holds beside the step's arguments: frozen weights that training does not use, such as a decoder's.
 """
 
-import math
 from collections import Counter
 
-import jax
-
 from g4v_jax.build import Build
-from g4v_jax.plan.account import describe, model_arithmetic
+from g4v_jax.plan.account import describe, held, model_arithmetic
 from g4v_jax.plan.compiled import Compiled
 from g4v_jax.plan.flops import REST
 from g4v_jax.plan.roofline import Bound, step_bound
@@ -28,7 +25,7 @@ def report(target: Target, build: Build, compiled: Compiled) -> dict:
     """The plan of a compiled step as plain data, as in the head of this file."""
     mesh, model = build.mesh, model_arithmetic(build)
     whole, bounds = step_bound(target.chip, compiled, mesh, model) if target.chip.flops else (None, {})
-    parameters, held = describe(build)["parameters"], _arguments(build)
+    parameters, arguments = describe(build)["parameters"], _arguments(build)
     temporary = Counter()
     for one in compiled.fullest:
         temporary[one.tower] += one.bytes
@@ -37,7 +34,7 @@ def report(target: Target, build: Build, compiled: Compiled) -> dict:
     towers = {
         name: {
             "parameters": parameters.get(name, {"trainable": 0, "frozen": 0}),
-            "memory": {"arguments": held.get(name, 0), "temporaries": temporary[name]},
+            "memory": {"arguments": arguments[name], "temporaries": temporary[name]},
             "flops": {"model": model.get(name, 0) / mesh.size, "compiled": compiled.flops.get(name, 0)},
             "collectives": _lines(one for one in compiled.collectives if one.tower == name),
             "bound": _bound(bounds.get(name)),
@@ -49,7 +46,7 @@ def report(target: Target, build: Build, compiled: Compiled) -> dict:
         "slices": target.slices,
         "devices": mesh.size,
         "mesh": dict(mesh.shape),
-        "memory": compiled.memory | {"idle": max(0, sum(held.values()) - compiled.memory["arguments"])},
+        "memory": compiled.memory | {"idle": max(0, sum(arguments.values()) - compiled.memory["arguments"])},
         "hbm": target.chip.hbm,
         "flops": {"model": sum(model.values()) / mesh.size, "compiled": sum(compiled.flops.values())},
         "collectives": _lines(compiled.collectives),
@@ -77,12 +74,8 @@ def _lines(collectives) -> list[dict]:
 
 def _arguments(build: Build) -> Counter:
     """Bytes a device that a step is given, by tower; the batch and what belongs to none under REST."""
-    held: Counter = Counter()
-    state = build.blueprint.state_shapes(build.optimizer)
+    found: Counter = Counter()
     names = set(build.blueprint.shapes)
-    for tree in (state.trainable, state.ema, build.blueprint.frozen_shapes, state.opt_state, build.batch_shapes()):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-            tower = next((key for key in keys if key in names), REST)
-            held[tower] += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    return held
+    for _, path, count in held(build):
+        found[next((key for key in path if key in names), REST)] += count
+    return found

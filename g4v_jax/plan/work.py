@@ -25,9 +25,8 @@ def flops(program: Program, tower_of: Callable[[str], str]) -> Counter:
     found: Counter = Counter()
     for name, one, often in program.instructions():
         if one.opcode in ("dot", "convolution"):
-            types = {line.name: line for line in program.computations[name]}
             count = _dot if one.opcode == "dot" else _convolution
-            found[tower_of(one.scope)] += often * count(one, types)
+            found[tower_of(one.scope)] += often * count(one, program.named[name])
     return found
 
 
@@ -39,8 +38,7 @@ def traffic(program: Program, tower_of: Callable[[str], str]) -> Counter:
     found: Counter = Counter()
     for name, one, often in program.instructions():
         if name not in program.fused and one.opcode not in FREE:
-            types = {line.name: line for line in program.computations[name]}
-            found[tower_of(one.scope)] += often * _moved(program, one, types)
+            found[tower_of(one.scope)] += often * _moved(program, one, program.named[name])
     return found
 
 
@@ -55,13 +53,12 @@ def _moved(program: Program, one: Instruction, types: dict[str, Instruction]) ->
         return sum(sizes) + sum(array.bytes for array in one.arrays[:1] if array.in_hbm)
     if one.opcode != "fusion":
         return sum(sizes) + results
-    inside = program.computations[one.called[0]]
+    inside, types = program.computations[one.called[0]], program.named[one.called[0]]
     parameters = {int(line.rest.split(")")[0]): line for line in inside if line.opcode == "parameter"}
     for place, parameter in parameters.items():
         if place < len(sizes) and sizes[place]:
             sizes[place] = min(sizes[place], _read(parameter, inside))
     updates = [line for line in inside if line.opcode == "dynamic-update-slice"]
-    types = {line.name: line for line in inside}
     if updates:  # in place: of each buffer only the update is written
         whole = sum(_in_memory(line) for line in updates)
         parts = sum(_size(types[line.operands[1]]) for line in updates if line.operands[1] in types)

@@ -17,6 +17,8 @@ from g4v_jax.errors import UserError
 from g4v_jax.train.manifest import damage, steps, verify_frozen
 
 CHUNK = 8 << 20  # bytes that are read together
+
+
 class SavedRun:
     """The newest undamaged step of a run, and its frozen weights. Raises UserError where it has no good step."""
 

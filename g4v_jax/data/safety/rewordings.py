@@ -85,6 +85,11 @@ def infinitive(doing: str) -> str:
     return f"{stem} {rest}".strip()
 
 
+def swap(text: str, words: dict[str, str]) -> str:
+    """A text with some of its words in place of others; keys are lower-case."""
+    return re.sub(r"[A-Za-z]+", lambda match: words.get(match.group().lower(), match.group()), text)
+
+
 def reword(request: str, do: str | None, split: str, harmful: bool, rng: np.random.Generator) -> tuple[str, tuple]:
     """A request in other words, and the exchanges (user's text, answer) that lead to it, () for most.
 
@@ -98,6 +103,5 @@ def reword(request: str, do: str | None, split: str, harmful: bool, rng: np.rand
     else:
         text = pick(rng, AROUND[split]).format(request=asked)
     if rng.random() < MIXED:
-        words = pick(rng, OTHER_LANGUAGES)
-        text = re.sub(r"[A-Za-z]+", lambda match: words.get(match.group().lower(), match.group()), text)
+        text = swap(text, pick(rng, OTHER_LANGUAGES))
     return text, pick(rng, LEAD_INS[split]) if rng.random() < LED_IN else ()
