@@ -56,7 +56,7 @@ setup(
         "metrics": METRICS,
         "tpu": TPU,
         "gpu": GPU,
-        "test": [*PARITY, *PROVENANCE, "sacrebleu==2.6.0", "pytest==9.2.0", "pytest-xdist==3.8.0", "jaxtyping==0.3.11", "beartype==0.23.1"],
+        "test": [*PARITY, *PROVENANCE, "sacrebleu==2.6.0", "pytest==9.2.0", "kubernetes-validate==1.37.0", "pytest-xdist==3.8.0", "jaxtyping==0.3.11", "beartype==0.23.1"],
     },
     entry_points={"console_scripts": ["g4v = g4v_jax.cli:main"]},
 )

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import os
 import sys
 
 from g4v_jax.errors import UserError, nearest
@@ -36,14 +37,22 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(run(arguments))
     except UserError as error:
         print(f"g4v: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
         print(f"g4v: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _leave(status: int) -> None:
+    """Exit. One of several processes does not wait for the others, which wait for it: their launcher ends them."""
+    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:

@@ -104,8 +104,8 @@ def _typed(value, hint, path: str):
     raise UserError(f"config: {path} is {value!r}; expected {' or '.join(getattr(o, '__name__', str(o)) for o in options)}")
 
 
-def save(config: ConfigDict, workdir: str | Path) -> None:
-    """Write the config into a workdir, or check it against the one already there.
+def save(config: ConfigDict, workdir: str | Path, write: bool = True) -> None:
+    """Write the config into a workdir, or check it against the one already there; without `write` only the check.
 
     Raises UserError naming the fields that differ.
     """
@@ -117,6 +117,8 @@ def save(config: ConfigDict, workdir: str | Path) -> None:
         if differing:
             shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in differing[:5])
             raise UserError(f"{workdir} was made with another config ({shown}); choose another --workdir")
+        return
+    if not write:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")

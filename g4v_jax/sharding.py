@@ -117,6 +117,20 @@ def batch_spec(leaf) -> PartitionSpec:
     return PartitionSpec(ACTIVATIONS["rows"], *([None] * (leaf.ndim - 1)))
 
 
+def row_share(mesh: Mesh, rows: int) -> tuple[int, int]:
+    """(index, count): which of how many equal shares of a batch's rows this process's devices hold.
+
+    Processes whose devices hold the same rows, along context or tensor, have the same share. `rows` divides over the mesh.
+    Raises UserError where a process's rows are not one block.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(ACTIVATIONS["rows"]))
+    held = sorted({part.indices(rows)[:2] for (part,) in sharding.addressable_devices_indices_map((rows,)).values()})
+    first, size = held[0][0], sum(stop - start for start, stop in held)
+    if held[-1][1] - first != size or first % size or rows % size:
+        raise UserError("mesh: the rows of one process are not one block; put context and tensor within a process")
+    return first // size, rows // size
+
+
 def put_batch(batch, mesh: Mesh):
     """Place this process's rows of a batch on the mesh as one global array a leaf."""
 

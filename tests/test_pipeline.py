@@ -1,6 +1,7 @@
 """The pipeline: one order whatever the threads, exact resume, shares of processes, the cache, damaged records."""
 
 import dataclasses
+import functools
 import json
 import logging
 import re
@@ -17,6 +18,7 @@ from g4v_jax.data.pipeline import FrameCache, Pipeline
 from g4v_jax.data.text import Tokenizer
 from g4v_jax.data.world.phrases import QUESTIONS, REFUSALS, REQUESTS
 from g4v_jax.errors import UserError
+from g4v_jax.train import processes
 
 SHAPE = RowShape(
     rows=4,
@@ -108,8 +110,26 @@ def test_another_process_count_goes_on_at_the_same_place(open_, caplog):
     for half in halves:
         half.set_state(state)
         assert next(half).tokens.shape == (2, 256)
-        assert half.get_state()["stream"]["parent"]["next_index"] >= state["stream"]["parent"]["next_index"] // 2
-    assert "process count differ" in caplog.text
+        (there,) = half.get_state()["streams"].values()
+        assert there["parent"]["next_index"] >= state["streams"]["0"]["parent"]["next_index"] // 2
+    assert "number of its shards differ" in caplog.text
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_shards_make_the_same_batches_in_any_number_of_processes(open_, count):
+    whole = open_(shards=4)
+    shares = [open_(index, count, shards=4) for index in range(count)]
+
+    def assert_same():
+        parts = [next(share) for share in shares]
+        assert_equal(next(whole), jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
+
+    assert_same()
+    joined = functools.reduce(processes.joined, (share.get_state() for share in shares))
+    assert joined == whole.get_state()
+    whole = open_(shards=4)  # and it goes on from what they saved
+    whole.set_state(joined)
+    assert_same()
 
 
 def test_processes_share_the_examples_without_overlap(open_, tokenizer):
@@ -198,6 +218,8 @@ def test_mistakes_are_named(open_):
         "task 'blocked' needs test_hazards": dict(split="test", mixture={"caption": 1, "blocked": 1}),
         "no records here": dict(records="/nowhere"),
         "4 rows do not divide over 3 processes": dict(process_count=3),
+        r"4 rows do not divide over 8 shards \(data.shards\)": dict(shards=8),
+        r"2 shards do not divide over 4 process": dict(shards=2, process_count=4),
     }.items():
         with pytest.raises(UserError, match=message):
             open_(**fields)

@@ -10,25 +10,31 @@ from g4v_jax.commands.common import parse, write_json
 
 
 def train(arguments: list[str]) -> None:
-    """Train a config in --workdir, going on from its newest checkpoint."""
+    """Train a config in --workdir, going on from its newest checkpoint; alone, or as one of several processes."""
+    from g4v_jax.train import processes
 
     def extra(values: flags.FlagValues) -> None:
         flags.DEFINE_integer("stop_after", None, "End this call after so many steps.", lower_bound=1, flag_values=values)
+        processes.define_flags(values)
 
     values, _ = parse("train", arguments, extra=extra, workdir=True, json=True)
-    workdir = Path(values.workdir)
+    processes.join(values)
+    import jax
+
+    workdir, leads = Path(values.workdir), jax.process_index() == 0
     from g4v_jax.build import Build
 
     build = Build(values.config)
     steps = build.loop.steps
     build.objective, build.optimizer, build.step, build.pipeline  # every section is read before anything is written
-    configs.save(values.config, workdir)
+    configs.save(values.config, workdir, write=leads)
     summary = workdir / "summary.json"
     if summary.exists() and json.loads(summary.read_text())["steps"] >= steps:
-        print(f"{workdir}: already trained for {steps} steps: nothing to do")
+        if leads:
+            print(f"{workdir}: already trained for {steps} steps: nothing to do")
     else:
         _run(build, workdir, values.stop_after)
-    if summary.exists():
+    if leads and summary.exists():
         write_json(values.json, json.loads(summary.read_text()))
 
 
@@ -37,18 +43,20 @@ def _run(build, workdir: Path, stop_after: int | None) -> None:
 
     from g4v_jax import rng
     from g4v_jax.data.corpus import load_tokenizer
+    from g4v_jax.sharding import row_share
     from g4v_jax.train import loop
     from g4v_jax.train.checkpoint import Checkpoints
     from g4v_jax.train.metrics import Logger
     from g4v_jax.train.start import first_state, frozen_tree, versions
     from g4v_jax.train.step import jit_step, make_gradient_cosines, make_step
 
-    tokenizer = load_tokenizer(build.pipeline.records, build.tokenizer, workdir)
+    leads = jax.process_index() == 0  # the others write nothing but their part of the arrays
+    tokenizer = load_tokenizer(build.pipeline.records, build.tokenizer, workdir, keep=leads)
     blueprint, optimizer, spec, seed = build.blueprint, build.optimizer, build.loop, build.sections.seed
     sources = build.sources()
     checkpoints = Checkpoints(workdir, spec.checkpoint_every, spec.keep)
     frozen = frozen_tree(blueprint, checkpoints, sources)
-    batches = build.pipeline.open(tokenizer, build.shape, jax.process_index(), jax.process_count())
+    batches = build.pipeline.open(tokenizer, build.shape, *row_share(build.mesh, build.shape.rows))
     shapes = blueprint.state_shapes(optimizer)
     step = make_step(build.objective, optimizer, build.step, seed)
     loop.run(
@@ -66,7 +74,7 @@ def _run(build, workdir: Path, stop_after: int | None) -> None:
         cosines=jax.jit(make_gradient_cosines(build.objective, seed)) if spec.cosine_every else None,
         stop_after=stop_after,
     )
-    if batches.counts:
+    if leads and batches.counts:
         print("data: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(batches.counts.items())))
 
 

@@ -51,8 +51,9 @@ def make_tokenizer(directory: str, spec: TokenizerSpec) -> int:
     return learned.vocab_size
 
 
-def load_tokenizer(directory: str, spec: TokenizerSpec, workdir: str | Path | None = None) -> Tokenizer:
-    """The tokenizer of a run (kept in its workdir), or else of its LLM or of its data set, then copied into the workdir.
+def load_tokenizer(directory: str, spec: TokenizerSpec, workdir: str | Path | None = None, keep: bool = True) -> Tokenizer:
+    """The tokenizer of a run (kept in its workdir), or else of its LLM or of its data set, then copied into the workdir
+    where it is to `keep` it.
 
     Raises UserError where there is none, or where it knows more tokens than the model.
     """
@@ -66,6 +67,6 @@ def load_tokenizer(directory: str, spec: TokenizerSpec, workdir: str | Path | No
         raise UserError(
             f"{path} knows {tokenizer.vocab_size} tokens, the model only {spec.vocab_size}; raise tokenizer.vocab_size"
         )
-    if own and path != own:
+    if own and keep and path != own:
         tokenizer.save(own)
     return tokenizer

@@ -3,8 +3,9 @@
     records -> a shuffled, repeated stream of each task -> mixed by weight -> examples, decoded in threads
             -> packed into rows -> batches, made ahead of the step
 
-The order is a function of the seed alone, and what is random in an example of (seed, task, place in the task's
-stream); neither the number of threads nor a resume changes them. Decoding and packing share one process, because
+The order is a function of the seed and the number of shards alone, and what is random in an example of (seed, task,
+place in the task's stream); neither the number of threads nor a resume changes them. Each shard packs its own rows, so
+that processes may share them out in any way and the batches stay the same. Decoding and packing share one process, because
 PyAV lets other threads run, and because a stream through worker processes would depend on their number.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import grain
+import jax
 import numpy as np
 
 from g4v_jax.data import records
@@ -45,37 +47,47 @@ class Pipeline:
     cache_mib: int = 1024  # of decoded frames kept in memory
     prefetch: int = 2  # batches made ahead
     shift: int = 0  # pixels, see `tasks.Setting`
+    shards: int = 0  # streams that fill a batch's rows; every process takes as many. 0: one a process
 
     def open(
         self, tokenizer: Tokenizer, shape: RowShape, process_index: int = 0, process_count: int = 1
     ) -> "Batches":
         """Start the stream of this process's rows: `shape.rows` rows of the whole batch over `process_count`.
 
-        Raises UserError for an unknown task or split, for a task without records, and where rows do not divide.
+        Raises UserError for an unknown task or split, for a task without records, and where rows or shards do not
+        divide.
         """
         if self.split not in records.SPLITS:
             raise UserError(f"data: unknown split {self.split!r}{nearest(self.split, records.SPLITS)}")
-        if shape.rows % process_count:
-            raise UserError(f"data: {shape.rows} rows do not divide over {process_count} processes")
-        shape = replace(shape, rows=shape.rows // process_count)
+        shards = self.shards or process_count
+        if shards < 1 or shards % process_count:
+            raise UserError(f"data.shards: {shards} shards do not divide over {process_count} process(es)")
+        if shape.rows % shards:
+            which = "shards (data.shards)" if self.shards else "processes"
+            raise UserError(f"data: {shape.rows} rows do not divide over {shards} {which}")
+        shape = replace(shape, rows=shape.rows // shards)
+        own = shards // process_count
         cache = FrameCache(self.cache_mib * 2**20, records.footage)
         setting = Setting(tokenizer, shape, self.split, cache.footage, self.shift)
         weights, present = self._weights(), records.splits(self.records)
-        streams = []
-        for name in weights:
-            task = _TaskStream(name, self.seed, self._groups(name, present), setting)
-            order = grain.MapDataset.range(len(task)).shuffle(seed=task.shuffle_seed).repeat()
-            streams.append(order.map_with_index(task.build)[process_index::process_count])
-        examples = grain.MapDataset.mix(streams, list(weights.values())).to_iter_dataset(
-            grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=4 * self.threads)
-        )
-        batches = grain.experimental.ThreadPrefetchIterDataset(
-            pack(examples, shape, self.bins), prefetch_buffer_size=self.prefetch
-        )
+        tasks = [_TaskStream(name, self.seed, self._groups(name, present), setting) for name in weights]
+        threads = max(1, self.threads // own)
+
+        def stream(shard: int) -> grain.IterDataset:
+            orders = [grain.MapDataset.range(len(task)).shuffle(seed=task.shuffle_seed).repeat() for task in tasks]
+            parts = [order.map_with_index(task.build)[shard::shards] for task, order in zip(tasks, orders)]
+            examples = grain.MapDataset.mix(parts, list(weights.values())).to_iter_dataset(
+                grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
+            )
+            return grain.experimental.ThreadPrefetchIterDataset(
+                pack(examples, shape, self.bins), prefetch_buffer_size=self.prefetch
+            )
+
         source = records.summary(self.records)["source"]
         about = [self.seed, self.split, self.bins, weights, asdict(shape), source, tokenizer.vocab_size]
         identity = zlib.crc32(json.dumps(about).encode())
-        return Batches(batches, setting.counts, cache, process_count, identity)
+        streams = {shard: stream(shard) for shard in range(process_index * own, (process_index + 1) * own)}
+        return Batches(streams, setting.counts, cache, shards, identity)
 
     def _weights(self) -> dict[str, float]:
         for name, weight in self.mixture.items():
@@ -103,46 +115,51 @@ class Pipeline:
 
 
 class Batches(Iterator[Batch]):
-    """Endless batches, each leaf a numpy array.
+    """Endless batches, each leaf a numpy array: the rows of this process's shards, one after another.
 
     `counts` grows with what was lost on the way ("skipped" examples, "cut_tokens"), `cache` knows what was decoded.
     """
 
     def __init__(
-        self, dataset: grain.IterDataset, counts: Counter, cache: "FrameCache", processes: int, identity: int
+        self, streams: Mapping[int, grain.IterDataset], counts: Counter, cache: "FrameCache", shards: int, identity: int
     ):
-        self._iterator = iter(dataset)
-        self._processes, self._identity = processes, identity
+        """`streams`: by the shard, of `shards` in all processes."""
+        self._streams = {str(shard): iter(stream) for shard, stream in streams.items()}
+        self._shards, self._identity = shards, identity
         self.counts, self.cache = counts, cache
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        parts = [next(stream) for stream in self._streams.values()]
+        return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def get_state(self) -> dict:
-        """Where the stream stands after the batches taken so far, as plain JSON values."""
-        return {"processes": self._processes, "identity": self._identity, "stream": self._iterator.get_state()}
+        """Where the shards of this process stand after the batches taken so far, as plain JSON values."""
+        streams = {shard: stream.get_state() for shard, stream in self._streams.items()}
+        return {"shards": self._shards, "identity": self._identity, "streams": streams}
 
     def set_state(self, state: dict) -> None:
-        """Go to a state. With the same pipeline and process count the batches that follow are exactly the same.
+        """Go to a state of all shards. With the same pipeline and shards the batches that follow are exactly the same.
 
-        With another process count, mixture, row or data set the stream goes on at the same number of examples,
+        With another number of shards, mixture, row or data set the stream goes on at the same number of examples,
         but up to `bins` rows of them may come again; the log says so.
         """
-        stream = state["stream"]
-        if (state["processes"], state["identity"]) != (self._processes, self._identity):
-            place = stream["parent"]["next_index"] * state["processes"] // self._processes
-            stream = {"parent": {"next_index": place}, "next_row": 0, "counter": 0}
+        streams = state["streams"]
+        if (state["shards"], state["identity"]) != (self._shards, self._identity):
+            place = sum(stream["parent"]["next_index"] for stream in streams.values()) // self._shards
+            streams = dict.fromkeys(self._streams, {"parent": {"next_index": place}, "next_row": 0, "counter": 0})
             log.warning(
-                "the data, its mixture or the process count differ from the saved ones: "
-                "going on at example %d of each process, a few may repeat",
+                "the data, its mixture or the number of its shards differ from the saved ones: "
+                "going on at example %d of each shard, a few may repeat",
                 place,
             )
-        self._iterator.set_state(stream)
+        for shard, stream in self._streams.items():
+            stream.set_state(streams[shard])
 
     def close(self) -> None:
         """Stop the threads and let the buffers go; the stream cannot be used after it."""
-        self._iterator.close()
-        del self._iterator
+        for stream in self._streams.values():
+            stream.close()
+        del self._streams
 
 
 class _TaskStream:

@@ -28,6 +28,7 @@ from g4v_jax import trees
 from g4v_jax.errors import UserError
 from g4v_jax.train import manifest
 from g4v_jax.train.manifest import damage, digest, manifest_file, verify_frozen, write_json
+from g4v_jax.train.processes import merged
 from g4v_jax.train.saved import check_same_model, load_arrays, save_args
 from g4v_jax.train.state import TrainState
 
@@ -82,8 +83,8 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, data_state: dict, meta: dict, force: bool = False) -> bool:
         """Save at the interval, or any step with `force`; return whether a save was started.
 
-        `data_state` and `meta` are JSON: the state of the data iterator after the batches of `step` steps (the same
-        on every process), and what made the run (exact versions, config hash). `state` may be donated as soon as
+        `data_state` and `meta` are JSON: the state of this process's data iterator after the batches of `step` steps
+        (saved as one of all processes, see `processes.merged`), and what made the run (exact versions, config hash). `state` may be donated as soon as
         this returns. Waits for the save before, and raises what went wrong in it.
         """
         if not (force or self.due(step)):
@@ -93,7 +94,7 @@ class Checkpoints:
             return False
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state, save_args=save_args(state)),
-            data=ocp.args.JsonSave(data_state),
+            data=ocp.args.JsonSave(merged(data_state)),
             meta=ocp.args.JsonSave(meta),
         )
         try:
