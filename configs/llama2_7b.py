@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.objective = "language"
     config.source = "data/talk"
     config.tokenizer = dict(vocab_size=32_000, path="towers/llama2")
-    config.model = dict(llm=dict(sizes.LLAMA_7B, norm_eps=1e-5, remat="full"))
+    config.model = dict(llm=dict(sizes.LLAMA_7B, norm_eps=1e-5, remat="full", attention="auto"))
     config.data = dict(records="data/talk-records", mixture=dict(dialogue=1.0))
     config.rows = dict(rows=256, tokens=2048)
     config.losses = dict(chunks=1)

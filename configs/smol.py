@@ -97,10 +97,11 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.rows.preferences = 8
         towers = ("vision", "summarizer", "llm", "conditioner", "autoencoder", "denoiser", "queries", "hazard")
         config.init = {tower: "runs/smol" for tower in towers}
-        config.losses.update(keep=3.0, refusal=2.0, hazard=1.0, blocked=1.0, preference=1.0)
+        config.losses.update(keep=4.0, refusal=1.0, hazard=1.0, blocked=1.0, preference=1.0)
+        config.model.llm.lora = ("q", "k", "v", "o", "mlp")  # what harm is lies in the MLPs' maps too
         # what the model can already do is only to be kept, so all but LoRA and the hazard head learn slowly
-        config.optimizer.update(learning_rate=1e-3, muon_learning_rate=8e-4, warmup_steps=10)
-        config.optimizer.multipliers = dict(summarizer=0.2, hazard=2.0)
-        config.train.update(steps=500, checkpoint_every=250)
+        config.optimizer.update(learning_rate=5e-4, muon_learning_rate=8e-4, warmup_steps=10)
+        config.optimizer.multipliers = dict(summarizer=0.2, hazard=4.0)
+        config.train.update(steps=400, checkpoint_every=200)
         config.evaluate.update(safety=30, attacks=40, attacked=("advbench", "harmbench"))
     return config

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import logging
 import os
 import sys
 
@@ -33,6 +34,8 @@ COMMANDS = {  # name -> (module in g4v_jax.commands, function, what it does)
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 a user's mistake (one line on stderr), 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("g4v_jax.nn.kernels").setLevel(logging.INFO)
     try:
         sys.exit(run(arguments))
     except UserError as error:

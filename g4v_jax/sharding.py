@@ -89,11 +89,29 @@ def _spec(names, table: dict, kind: str) -> PartitionSpec:
     return PartitionSpec(*(None if name is None else table[name] for name in names))
 
 
+def activation_spec(*names: str | None) -> PartitionSpec:
+    """The PartitionSpec of an activation by logical names, one a dimension; an unknown name raises."""
+    return _spec(names, ACTIVATIONS, "activation")
+
+
+def shards(name: str | None) -> int:
+    """Over how many devices of the current mesh (`jax.set_mesh`) an activation's axis is split."""
+    axes = ACTIVATIONS[name] if name else None
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)) if axis)
+
+
+def platform() -> str:
+    """What the devices of the current mesh (`jax.set_mesh`) are: "cpu", "tpu", "gpu"; "none" where it names no devices."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return "none" if device is None else device.platform
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Constrain an activation by logical names, one a dimension. Needs `jax.set_mesh`; an unknown name raises."""
     if len(names) != x.ndim:
         raise ValueError(f"{len(names)} axis names for shape {x.shape}")
-    return jax.lax.with_sharding_constraint(x, _spec(names, ACTIVATIONS, "activation"))
+    return jax.lax.with_sharding_constraint(x, activation_spec(*names))
 
 
 def parameter_specs(boxed) -> dict:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
+from g4v_jax.nn import kernels
 from g4v_jax.plan.account import arithmetic, model_arithmetic
 from g4v_jax.plan import flops
+from g4v_jax.sharding import make_mesh
 
 
 def total(function, *arrays) -> int:
@@ -129,3 +131,20 @@ def test_a_step_is_counted_by_tower_the_same_on_any_mesh():
     head = llm.vocab_size * llm.dim
     assert one["llm"] >= 3 * 2 * shape.rows * shape.tokens * head
     assert arithmetic(tiny.build(8)) == one
+
+
+def test_kernels_count_what_every_block_of_every_device_does():
+    q = np.zeros((4, 512, 4, 16), np.float32)
+
+    def attention(mask):
+        return lambda q, w: kernels.splash(q, q, q, mask, ("sequence", "heads", "kv_heads"), interpret=True) @ w
+
+    products = 2 * 2 * 4 * 4 * 512 * 512 * 16  # scores and values, of each row and head
+    halves = kernels.Packed(np.ones((4, 512), np.int32))
+    with jax.set_mesh(make_mesh({"fsdp": 2, "context": 2, "tensor": 2})):
+        traced = {name: jax.make_jaxpr(attention(mask))(q, np.zeros((16, 3))) for name, mask in (("all", None), ("causal", halves))}
+    for one in traced.values():
+        assert sum(flops.count(one, ()).values()) == sum(flops.kernels(one, ()).values()) + 2 * 4 * 512 * 4 * 16 * 3
+    assert sum(flops.kernels(traced["all"], ()).values()) == products
+    # blocks of 256 queries on each device, of 512 keys: a block that a causal mask cuts is done whole
+    assert sum(flops.kernels(traced["causal"], ()).values()) == products

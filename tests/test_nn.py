@@ -10,7 +10,8 @@ import pytest
 from tiny import normal
 
 from g4v_jax.nn import rope
-from g4v_jax.nn.attention import Attention, Cache, attend, packed_mask
+from g4v_jax.nn.attention import Attention, Cache, attend
+from g4v_jax.nn.kernels import Packed
 from g4v_jax.nn.linear import Embedding, Linear, fan_in
 from g4v_jax.nn.mlp import MLP
 from g4v_jax.nn.norms import LayerNorm, RMSNorm
@@ -74,9 +75,9 @@ def test_large_scores_do_not_overflow_and_forbidden_keys_weigh_nothing():
     np.testing.assert_array_equal(attend(q, k, v, np.array([[[True, True, False]]])), np.ones((1, 1, 1, 4)))
 
 
-def test_packed_mask():
+def test_packed():
     segments = np.array([[1, 1, 2, 2, 2, 0], [1, 2, 3, 0, 0, 0]])
-    causal, both = packed_mask(jnp.array(segments)), packed_mask(jnp.array(segments), causal=False)
+    causal, both = (Packed(jnp.array(segments), causal=causal).allowed() for causal in (True, False))
     for b in range(2):
         for s in range(6):
             for t in range(6):
@@ -121,7 +122,7 @@ def test_attention(fields, cross, masked):
     module = Attention(head_dim=4, **fields)
     x, context = normal(2, 5, 6), normal(2, 3, 7) if cross else None
     theta = None if cross else np.asarray(rope.angles(np.arange(5), 4), np.float64)
-    mask = np.asarray(packed_mask(jnp.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 0]]))) if masked else None
+    mask = np.asarray(Packed(jnp.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 0]])).allowed()) if masked else None
     options = dict(context=context, mask=mask, theta=None if theta is None else jnp.float32(theta))
     params = init(module, x, **options)
     out, cache = apply(module, params, x, **options)

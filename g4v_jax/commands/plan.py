@@ -17,12 +17,17 @@ def plan(arguments: list[str]) -> None:
         flags.DEFINE_string("hlo", None, "Also write the compiled program's text to this file.", flag_values=values)
         flags.DEFINE_bool("fresh", False, "Compile, also where the same plan was made before.", flag_values=values)
 
+        flags.DEFINE_bool("search", False, "Try meshes, micro-batches and policies of remat; rank the best.", flag_values=values)
+        flags.DEFINE_integer("finalists", 3, "Of a search: how many are compiled.", lower_bound=1, flag_values=values)
+
     values, _ = parse("plan", arguments, extra=extra, json=True)
     from g4v_jax.plan import topology
 
     if not values.topology:
         raise UserError(f"plan: name a machine: g4v plan --config=configs/g4v_8b.py --topology=v5p:4x4x8; such as {topology.EXAMPLES}")
     target = topology.parse(values.topology, values.slices)
+    if values.search:
+        return _search(values, target)
     from g4v_jax.plan import cache
     from g4v_jax.plan.table import table
 
@@ -35,6 +40,17 @@ def plan(arguments: list[str]) -> None:
         print("the same plan was made before; --fresh makes it again\n")
     print(table(found))
     write_json(values.json, found)
+
+
+def _search(values, target) -> None:
+    from g4v_jax.plan import topology
+
+    topology.prepare(target)
+    from g4v_jax.plan.search import search, table
+
+    ranked = search(values.config, target, tuple(topology.devices(target)), values.finalists)
+    print(f"\n{table(ranked)}")
+    write_json(values.json, {"topology": target.name, "slices": target.slices, "ranking": ranked})
 
 
 def _make(config, target, hlo: str | None) -> dict:

@@ -62,7 +62,7 @@ class ImageAttention(Attention):
         out = 0.0
         for prefix, source in (("", context), ("image_", image)):
             k = self._normalise(f"{prefix}k_norm", project(f"{prefix}k", source, "keys"))
-            out = out + attend(q, k, project(f"{prefix}v", source, "keys"))
+            out = out + attend(q, k, project(f"{prefix}v", source, "keys"), kernel=self.kernel)
         out = constrain(out, "rows", "patches", "heads", "head_dim")
         return self._linear("o", (x.shape[-1],), ("heads", "head_dim", "embed"))(out)
 
@@ -93,6 +93,7 @@ class Block(nn.Module):
     mlp_dim: int
     norm_eps: float
     norm_cross: bool
+    kernel: str
 
     @nn.compact
     def __call__(self, x, layer, context, image, time, theta):
@@ -100,8 +101,9 @@ class Block(nn.Module):
         modulation = time + _table(self, "modulation", 6, x.shape[-1])
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (modulation[:, i] for i in range(6))
         attention = dict(
-            num_heads=self.num_heads, head_dim=self.head_dim, qk_norm="full", use_bias=True, norm_eps=self.norm_eps
-        )
+            num_heads=self.num_heads, head_dim=self.head_dim, qk_norm="full", use_bias=True, norm_eps=self.norm_eps,
+            kernel=self.kernel,
+        )  # fmt: skip
         norm = LayerNorm(self.norm_eps, affine=False)
         h, _ = Attention(**attention, name="attention")(_modulate(norm(x), shift, scale), theta=theta)
         x = x + (h * gate[:, None]).astype(x.dtype)
@@ -135,6 +137,7 @@ class Denoiser(nn.Module):
     image_tokens: int = 257  # features of an image: its patches and class token; twice as many for first and last frame
     image_positions: bool = False  # learned positions of these features
     norm_eps: float = 1e-6
+    attention: str = "auto"  # kernel, see `nn/kernels.py`
     remat: str = "none"
     unroll: int = 1
 
@@ -178,7 +181,7 @@ class Denoiser(nn.Module):
 
         head_dim = self.dim // self.num_heads
         fields = dict(num_heads=self.num_heads, head_dim=head_dim, mlp_dim=self.mlp_dim, norm_eps=self.norm_eps)
-        fields["norm_cross"] = self.cross_norm
+        fields |= dict(norm_cross=self.cross_norm, kernel=self.attention)
         blocks = scan(Block, self.num_layers, self.remat, self.unroll, 4, **fields, name="layers")
         x, _ = blocks(x, None, context, image, modulation(jax.nn.silu(time)), rope.grid_angles(grid, head_dim))
 

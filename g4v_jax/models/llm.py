@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from g4v_jax.nn import rope
-from g4v_jax.nn.attention import Attention, packed_mask
+from g4v_jax.nn.attention import Attention
+from g4v_jax.nn.kernels import Packed
 from g4v_jax.nn.linear import Embedding, Linear
 from g4v_jax.nn.mlp import MLP
 from g4v_jax.nn.norms import RMSNorm
@@ -63,6 +64,7 @@ class LLM(nn.Module):
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
+    attention: str = "auto"  # kernel, see `nn/kernels.py`
     remat: str = "none"
     unroll: int = 1
 
@@ -84,6 +86,7 @@ class LLM(nn.Module):
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
             fused=fused,
+            kernel=self.attention,
             length_axis="sequence",
         )
         mlp = dict(
@@ -114,7 +117,7 @@ class LLM(nn.Module):
     def hidden(self, x: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
         """x [B S D], positions and segments i32 [B S] -> final normed states [B S D]; causal within segments."""
         theta = rope.angles(positions, self.head_dim, self.rope_base, self.rope_scaling)
-        x, _ = self.layers(x, None, theta, packed_mask(segments, window=self.sliding_window), None)
+        x, _ = self.layers(x, None, theta, Packed(segments, window=self.sliding_window), None)
         return self.norm(x)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -50,6 +50,7 @@ class Block(nn.Module):
     norm_eps: float
     gated: bool = False
     layer_scale: float | None = None
+    kernel: str = "auto"
     clip_frames: int | None = None  # None: no temporal adapter
 
     @nn.compact
@@ -58,7 +59,7 @@ class Block(nn.Module):
             change = Temporal(name="temporal")(x, self.clip_frames)
             x = x + change if self.clip_frames > 1 else x  # a picture passes by the adapter
         h = LayerNorm(self.norm_eps, name="attention_norm")(x)
-        h, _ = Attention(self.num_heads, self.head_dim, use_bias=True, name="attention")(h)
+        h, _ = Attention(self.num_heads, self.head_dim, use_bias=True, kernel=self.kernel, name="attention")(h)
         x = x + self._scaled("attention_scale", h)
         h = LayerNorm(self.norm_eps, name="mlp_norm")(x)
         h = MLP(self.mlp_dim, self.activation, self.gated, use_bias=True, name="mlp")(h)
@@ -98,6 +99,7 @@ class Vision(nn.Module):
     position_std: float = 0.02  # of the position table at the start; from nothing, places are learned sooner from more
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    attention: str = "auto"  # kernel, see `nn/kernels.py`
     remat: str = "none"
     unroll: int = 1
 
@@ -137,6 +139,7 @@ class Vision(nn.Module):
             norm_eps=self.norm_eps,
             gated=self.gated,
             layer_scale=self.layer_scale,
+            kernel=self.attention,
             clip_frames=clip_frames if self.temporal else None,
         )
         x, _ = scan(Block, self.num_layers, self.remat, self.unroll, 0, **fields, name="layers")(x, None)

@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from g4v_jax.nn import rope
+from g4v_jax import sharding
+from g4v_jax.nn import kernels, rope
+from g4v_jax.nn.kernels import Packed
 from g4v_jax.nn.linear import Linear
 from g4v_jax.nn.norms import RMSNorm
 from g4v_jax.sharding import constrain
-
 
 MASKED = -1e30  # added to the score of a key that may not be looked at
 
@@ -22,12 +23,30 @@ class Cache:
     values: jax.Array  # [B T H_kv d]
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: Packed | jax.Array | None = None,
+    kernel: str = "auto",
+    axes: tuple[str | None, str | None, str | None] = ("patches", "heads", "kv_heads"),
+) -> jax.Array:
     """softmax(q·kᵀ/√d + mask)·v.
 
-    q [B S H d], k and v [B T H_kv d] with H a multiple of H_kv, mask bool [B S T] (True = may look) -> [B S H d].
-    Softmax in float32. Each row of the mask must allow at least one key.
+    q [B S H d], k and v [B T H_kv d] with H a multiple of H_kv, mask bool [B S T] (True = may look) or `Packed` -> [B S H d].
+    Softmax in float32. Each row of the mask must allow at least one key. `kernel`: see `kernels.choose`, which raises
+    UserError; `axes`: see `kernels.splash`.
     """
+    chosen = kernels.choose(kernel, sharding.platform(), q, k, mask)
+    if chosen == "splash":
+        return kernels.splash(q, k, v, mask, axes)
+    if chosen == "cudnn":
+        return kernels.cudnn(q, k, v, mask)
+    return plain(q, k, v, mask.allowed() if isinstance(mask, Packed) else mask)
+
+
+def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """`attend` in plain XLA, with all scores in memory."""
     batch, length, heads, dim = q.shape
     groups = k.shape[2]
     # heads lead and the queries of a group lie in one axis: plain batched matmuls, which CPUs run 3 x faster
@@ -42,17 +61,6 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     out = jnp.einsum("bnst,bntd->bnsd", weights.astype(v.dtype), v.transpose(0, 2, 1, 3)) / total.astype(v.dtype)
     out = out.reshape(batch, groups, heads // groups, length, dim).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, length, heads, dim)
-
-
-def packed_mask(segments: jax.Array, causal: bool = True, window: int | None = None) -> jax.Array:
-    """segments i32 [B S] -> bool [B S S]: keys of the same segment, if causal not after the query.
-
-    `window`: of the keys before and at the query only the last so many (Mistral's sliding window).
-    """
-    mask = segments[:, :, None] == segments[:, None, :]
-    if causal:
-        mask &= jnp.tril(jnp.ones(mask.shape[-2:], bool))
-    return mask if window is None else mask & jnp.triu(jnp.ones(mask.shape[-2:], bool), 1 - window)
 
 
 def write(buffer: jax.Array, new: jax.Array, index: jax.Array | None) -> jax.Array:
@@ -71,7 +79,7 @@ def write(buffer: jax.Array, new: jax.Array, index: jax.Array | None) -> jax.Arr
 
 
 def past_mask(positions: jax.Array, keys: int, window: int | None = None) -> jax.Array:
-    """positions i32 [B S] of queries -> bool [B S T] over a cache of T = `keys` places, one a position; see `packed_mask`."""
+    """positions i32 [B S] of queries -> bool [B S T] over a cache of T = `keys` places, one a position; `window`: see `Packed`."""
     places = jnp.arange(keys)
     mask = places <= positions[:, :, None]
     return mask if window is None else mask & (places > positions[:, :, None] - window)
@@ -97,6 +105,7 @@ class Attention(nn.Module):
     lora_dropout: float = 0.0
     fused: bool = False  # one map `qkv` for all three, heads unsplit: for self-attention without LoRA
     length_axis: str = "patches"  # logical name of x's length: the LLM's is "sequence"
+    kernel: str = "auto"  # see `kernels.choose`
     split_heads: bool = True  # over the mesh's tensor axis; False where their number rarely divides by it
 
     @nn.compact
@@ -105,7 +114,7 @@ class Attention(nn.Module):
         x: jax.Array,
         context: jax.Array | None = None,
         *,
-        mask: jax.Array | None = None,
+        mask: Packed | jax.Array | None = None,
         theta: jax.Array | None = None,
         cache: Cache | None = None,
         index: jax.Array | None = None,
@@ -139,7 +148,8 @@ class Attention(nn.Module):
             k, v = cache.keys, cache.values
         k = constrain(k, "rows", "keys", kv_heads_axis, "head_dim")
         v = constrain(v, "rows", "keys", kv_heads_axis, "head_dim")
-        out = constrain(attend(q, k, v, mask), "rows", self.length_axis, heads_axis, "head_dim")
+        axes = (self.length_axis, heads_axis, kv_heads_axis)
+        out = constrain(attend(q, k, v, mask, self.kernel, axes), "rows", self.length_axis, heads_axis, "head_dim")
         return self._linear("o", (x.shape[-1],), (heads_axis, "head_dim", "embed"))(out), cache
 
     def _linear(self, name, outputs, axes) -> Linear:

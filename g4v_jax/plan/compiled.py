@@ -7,6 +7,7 @@ is `roofline`'s business.
 import dataclasses
 import re
 import time
+from collections import Counter
 
 import jax
 
@@ -50,9 +51,9 @@ def compile_step(build: Build) -> Compiled:
     state = build.blueprint.state_shapes(build.optimizer)
     started = time.perf_counter()
     with jax.set_mesh(build.mesh):
-        lowered = jit_step(step, state).lower(state, build.blueprint.frozen_shapes, build.batch_shapes())
+        traced = jit_step(step, state).trace(state, build.blueprint.frozen_shapes, build.batch_shapes())
         try:
-            compiled = lowered.compile()
+            compiled = traced.lower().compile()
         except jax.errors.JaxRuntimeError as error:
             raise _refused(str(error)) from error
     seconds = time.perf_counter() - started
@@ -66,9 +67,11 @@ def compile_step(build: Build) -> Compiled:
         "temporaries": stats.temp_size_in_bytes,
         "peak": stats.peak_memory_in_bytes,
     }
+    kernels = flops.kernels(traced.jaxpr, SCOPES)  # of the whole mesh
+    inside = Counter({tower: count // build.mesh.size for tower, count in kernels.items()})
     return Compiled(
         memory,
-        dict(sorted(work.flops(program, tower_of).items())),
+        dict(sorted((work.flops(program, tower_of) + inside).items())),
         dict(sorted(work.traffic(program, tower_of).items())),
         collectives(program, build.mesh, tower_of),
         buffers.fullest(program, tower_of),

@@ -26,6 +26,13 @@ def count(traced: core.ClosedJaxpr, towers: Sequence[str]) -> Counter:
     return found
 
 
+def kernels(traced: core.ClosedJaxpr, towers: Sequence[str]) -> Counter:
+    """Of `count` what is done inside of kernels (Pallas), whose text a compiler does not show."""
+    found: Counter = Counter()
+    _walk(traced.jaxpr, 1, REST, tuple(towers), found, inside=False)
+    return found
+
+
 def model(traced: core.ClosedJaxpr, learned: Sequence[bool], towers: Sequence[str]) -> Counter:
     """Operations that a traced loss and its gradient cannot do without, by tower: what "model FLOPs" stands for.
 
@@ -80,29 +87,32 @@ def _needed(jaxpr: core.Jaxpr, learned: list[bool], times: int, outer: str, towe
     return of(jaxpr.outvars)
 
 
-def _walk(jaxpr: core.Jaxpr, times: int, outer: str, towers: tuple[str, ...], found: Counter) -> None:
+def _walk(
+    jaxpr: core.Jaxpr, times: int, outer: str, towers: tuple[str, ...], found: Counter, inside: bool = True
+) -> None:
+    """`inside`: whether what this jaxpr holds counts, or only what kernels in it hold."""
     for eqn in jaxpr.eqns:
         tower = outer if outer != REST else tower_of(str(eqn.source_info.name_stack), towers)
         name = eqn.primitive.name
         if name in _COUNTED:
-            found[tower] += times * _COUNTED[name](eqn)
+            found[tower] += inside * times * _COUNTED[name](eqn)
         elif name == "cond":
-            branches = [_of(branch, times, tower, towers) for branch in eqn.params["branches"]]
+            branches = [_of(branch, times, tower, towers, inside) for branch in eqn.params["branches"]]
             found.update(max(branches, key=lambda one: sum(one.values())))
         elif name == "while":
-            inside = _of(eqn.params["body_jaxpr"], 1, tower, towers)
-            if inside:
-                raise ValueError(f"a loop without a known number of turns does {sum(inside.values())} operations a turn")
+            turn = _of(eqn.params["body_jaxpr"], 1, tower, towers, inside)
+            if turn:
+                raise ValueError(f"a loop without a known number of turns does {sum(turn.values())} operations a turn")
         else:
             often = times * _turns(eqn)
             for inner in _inner(eqn):
-                _walk(inner, often, tower, towers, found)
+                _walk(inner, often, tower, towers, found, inside or name == "pallas_call")
 
 
-def _of(jaxpr, times: int, outer: str, towers: tuple[str, ...]) -> Counter:
+def _of(jaxpr, times: int, outer: str, towers: tuple[str, ...], inside: bool) -> Counter:
     found: Counter = Counter()
-    _walk(getattr(jaxpr, "jaxpr", jaxpr), times, outer, towers, found)
-    return found
+    _walk(getattr(jaxpr, "jaxpr", jaxpr), times, outer, towers, found, inside)
+    return +found
 
 
 def tower_of(scope: str, towers: Sequence[str]) -> str:
@@ -120,7 +130,7 @@ def _turns(eqn) -> int:
         return math.prod(eqn.params["grid_mapping"].grid)
     if eqn.primitive.name == "shard_map":  # its body sees one device's part
         mesh = eqn.params["mesh"]
-        return math.prod(mesh.shape[axis] for axis in eqn.params["manual_axes"])
+        return math.prod(mesh.shape[axis] for axis in eqn.params["newly_manual_axes"])
     return 1
 
 

@@ -1,7 +1,7 @@
 """What one device does in a compiled program: arithmetic of matrix products, and bytes to and from its memory, by tower.
 
 May hold both counts over an `hlo.Program`. A compiler's own estimate sees a loop's body once, so it is not used. Kernels
-written by hand (Pallas, cuDNN) are opaque in the text and count nothing here; `flops.count` sees what they do.
+written by hand (Pallas, cuDNN) are opaque in the text and count nothing here; `flops.kernels` sees what Pallas does.
 """
 
 import math

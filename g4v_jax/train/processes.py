@@ -6,6 +6,7 @@ a step is the mesh's business (`sharding.py`).
 
 import functools
 import json
+import logging
 import os
 
 import jax
@@ -62,6 +63,8 @@ def join(values: flags.FlagValues, timeout_s: int = 300) -> None:
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--coordinator={where}: the processes did not find each other ({reason}): {SPELLING}") from error
+    if jax.process_index():
+        logging.getLogger("g4v_jax.nn.kernels").setLevel(logging.WARNING)  # what is chosen is the same in all: one tells
 
 
 def merged(state: dict) -> dict:

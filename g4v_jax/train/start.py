@@ -30,10 +30,13 @@ def load_tower(tower: str, source: Path, shapes: dict) -> dict:
 
 
 def _there(tower: str, source: Path, shapes: dict) -> dict:
-    """Of a trainable tower's leaves those that an imported one can hold: LoRA and added words may begin from nothing."""
-    if not is_tower(source):
+    """Of a trainable tower's leaves those that its source can hold: LoRA and added words may begin from nothing."""
+    if not isinstance(shapes, dict):  # "queries": one leaf
         return shapes
-    leaves = TowerFolder(source).about["leaves"]
+    if is_tower(source):
+        leaves = set(TowerFolder(source).about["leaves"])
+    else:
+        leaves = {path.removeprefix(f"{tower}/") for path in SavedRun(source).shapes if path.startswith(f"{tower}/")}
     fresh = {path for path in trees.flatten(shapes) if path not in leaves and re.fullmatch(EXTRA, path)}
     return trees.split(shapes, fresh)[1]
 
