@@ -48,6 +48,7 @@ from g4v_jax.train.step import StepSpec
 from g4v_jax.weights.folder import TowerFolder, is_tower
 
 TOWERS = {"vision", "summarizer", "llm", "conditioner", "autoencoder", "denoiser"}
+SPLIT = ("vision", "summarizer", "llm", "denoiser")  # towers whose heads lie over the mesh's tensor axis
 SUMMARIZERS = {"summarizer": Summarizer, "abstractor": Abstractor}  # of each table the first is the default
 AUTOENCODERS = {"blocks": Autoencoder, "kl": KLAutoencoder, "wan": WanAutoencoder}
 DENOISERS = {"dit": Denoiser, "unet3d": UNet3D}
@@ -266,7 +267,7 @@ class Build:
 
     @cached_property
     def step(self) -> StepSpec:
-        """How a step is taken. Raises UserError where rows do not divide by devices and micro-batches."""
+        """How a step is taken. Raises UserError where rows, tokens or heads do not divide over micro-batches and mesh."""
         spec = configs.read(StepSpec, self.sections.step, "step")
         parts = spec.micro_batches * self.mesh.shape["replica"] * self.mesh.shape["fsdp"]
         if self.shape.rows % parts:
@@ -274,7 +275,21 @@ class Build:
                 f"config: rows.rows is {self.shape.rows}; it must be a multiple of {parts} "
                 "(step.micro_batches x mesh.replica x mesh.fsdp)"
             )
+        self._divides("context", "rows.tokens", self.shape.tokens)
+        if self.sections.objective != "reconstruction":
+            towers = {"llm": self.llm} if self._alone else {name: getattr(self.model, name) for name in SPLIT}
+            for name, tower in towers.items():
+                for field in ("num_heads", "num_kv_heads"):
+                    if getattr(tower, field, None) and not isinstance(tower, UNet3D):
+                        self._divides("tensor", f"model.{name}.{field}", getattr(tower, field))
         return spec
+
+    def _divides(self, axis: str, name: str, length: int) -> None:
+        size = self.mesh.shape[axis]
+        if length % size:
+            fit = [n for n in range(1, length + 1) if length % n == 0]
+            near = sorted(sorted(fit, key=lambda n: abs(n - size))[:2])
+            raise UserError(f"config: mesh.{axis} is {size}; {name} is {length}, which {' or '.join(map(str, near))} would divide")
 
     @cached_property
     def loop(self) -> LoopSpec:

@@ -42,6 +42,8 @@ def fails(capsys, *arguments: str) -> str:
         (("check", QUICKSTART, "--devices=8", "--config.model.llm.remat=full"), ("sets no field 'remat'", "add it to the file")),
         (("check", QUICKSTART, "--devices=8", "--config.rows.rows=6"), ("rows.rows", "multiple of 8")),
         (("check", QUICKSTART, "--devices=8", "--config.rows.target_frames=8"), ("target_frames", "8 frames")),
+        (("check", QUICKSTART, "--devices=8", "--config.mesh.fsdp=1", "--config.mesh.context=8", "--config.rows.tokens=100"), ("context is 8", "rows.tokens is 100", "5 or 10")),
+        (("check", QUICKSTART, "--devices=8", "--config.mesh.fsdp=1", "--config.mesh.tensor=8"), ("tensor is 8", "num_heads")),
         (("data", "make", "--config=configs/emoji.py"), ("no world section",)),
     ],
 )

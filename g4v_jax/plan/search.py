@@ -120,7 +120,8 @@ def activations(build: Build, candidate: Candidate) -> float:
         dim, mlp = tower.dim, tower.mlp_dim // mesh["tensor"]
         whole = 9 * dim + 4 * mlp
         kept = {"full": dim, "dots": 5 * dim + 2 * mlp, "none": whole}[candidate.remat]
-        total += tokens * (tower.num_layers * kept + (whole if candidate.remat != "none" else 0))
+        again = whole if candidate.remat != "none" else 0
+        total += tokens * min(tower.num_layers * kept + again, tower.num_layers * whole)
     return total * build.compute.itemsize
 
 
