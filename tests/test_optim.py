@@ -67,7 +67,7 @@ def test_schedules(schedule):
 
 
 def test_unknown_names_are_refused_with_the_nearest():
-    for field, value, known in (("name", "adam", "adamw"), ("schedule", "cosinus", "cosine")):
+    for field, value, known in (("name", "adam", "adamw"), ("moments", "float16", "bfloat16"), ("schedule", "cosinus", "cosine")):
         with pytest.raises(UserError, match=f"optimizer.{field}: unknown '{value}'; did you mean '{known}'"):
             Optimizer(**{field: value})
 
@@ -96,6 +96,34 @@ def test_adamw_follows_its_formula_and_decays_kernels_alone():
             np.testing.assert_allclose(update[path], expected, atol=2e-6, rtol=1e-5, err_msg=path)
 
 
+def test_adafactor_steps_by_its_rate_and_keeps_rows_and_columns():
+    optimizer = Optimizer(name="adafactor", learning_rate=PEAK, warmup_steps=0, clip_norm=1e9)
+    update = updates_of(optimizer, [random_gradients(1)])[0]
+    for path, gradient in trees.flatten(random_gradients(1)).items():
+        if path not in STATISTICS:  # the first second moment is the gradient's own square
+            np.testing.assert_allclose(update[path], -PEAK * np.sign(gradient), rtol=1e-3, err_msg=path)
+    kernel = {"llm": {"layers": {"mlp": {"up": {"kernel": normal(3, 256, 512)}}}}}
+    held = sum(leaf.size for leaf in jax.tree.leaves(optimizer.build(TOTAL).init(kernel)))
+    assert held < 3 * (256 + 512) + 20
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+def test_moments_in_bfloat16_take_half_the_memory_and_nearly_the_same_steps(name):
+    gradients = [random_gradients(seed) for seed in range(8)]
+    whole, half = (Optimizer(name=name, learning_rate=PEAK, warmup_steps=0, moments=kind) for kind in ("float32", "bfloat16"))
+    for one, other in zip(updates_of(whole, gradients), updates_of(half, gradients)):
+        for path in one:
+            error = np.linalg.norm(one[path] - other[path]) / np.linalg.norm(one[path])
+            assert error < (0.05 if path not in IN_LAYERS or name != "muon" else 0.1), path
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(one.build(TOTAL).init(weights())) if x.ndim) for one in (whole, half)]
+    assert sizes[1] * 2 == sizes[0] > 0
+
+
+def test_bfloat16_does_not_resolve_slow_averages():
+    with pytest.raises(UserError, match="bfloat16 cannot follow b2 = 0.999; set optimizer.b2 to 0.99 or less"):
+        Optimizer(moments="bfloat16", b2=0.999)
+
+
 def test_muon_makes_the_updates_of_layer_kernels_orthogonal_and_leaves_the_rest_to_adamw():
     options = dict(learning_rate=PEAK, muon_learning_rate=PEAK, warmup_steps=0, schedule="constant")
     muon = updates_of(Optimizer(name="muon", **options), [random_gradients(1)])[0]
@@ -121,7 +149,7 @@ def test_muon_treats_each_layer_alone():
         assert np.abs(a[path][1] - b[path][1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_without_a_gradient_kernels_decay_and_nothing_else_moves(name):
     optimizer = Optimizer(name=name, learning_rate=PEAK, muon_learning_rate=PEAK, warmup_steps=0, weight_decay=0.5)
     update = updates_of(optimizer, [jax.tree.map(np.zeros_like, weights())])[0]
@@ -130,7 +158,7 @@ def test_without_a_gradient_kernels_decay_and_nothing_else_moves(name):
         np.testing.assert_allclose(update[path], expected, atol=1e-6, err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_a_multiplier_scales_all_learned_updates_of_its_tower(name):
     options = dict(name=name, learning_rate=PEAK, muon_learning_rate=PEAK, warmup_steps=0, weight_decay=0.5)
     plain = updates_of(Optimizer(**options), [random_gradients(1)])[0]
