@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from tiny import normal
 
+from g4v_jax.errors import UserError
 from g4v_jax.nn import rope
 from g4v_jax.nn.attention import Attention, Cache, attend
 from g4v_jax.nn.kernels import Packed
 from g4v_jax.nn.linear import Embedding, Linear, fan_in
 from g4v_jax.nn.mlp import MLP
 from g4v_jax.nn.norms import LayerNorm, RMSNorm
-from g4v_jax.nn.stack import scan
+from g4v_jax.nn.stack import residual, scan
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -354,11 +355,11 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x, own, shared):
-        x = jnp.tanh(Linear((4,), ("embed", None), name="map")(x)) + shared + own
+        x = jnp.tanh(Linear((4,), ("embed", None), name="map")(residual(x))) + shared + own
         return x, own * 2
 
 
-@pytest.mark.parametrize("remat, unroll", [("none", 1), ("full", 1), ("dots", 3), ("none", 99)])
+@pytest.mark.parametrize("remat, unroll", [("none", 1), ("full", 1), ("dots", 3), ("attention", 1), ("offload", 1), ("none", 99)])
 def test_scan_repeats_a_block(remat, unroll):
     x, own = normal(2, 4), np.array([0.1, 0.2, 0.3], np.float32)
     module = scan(Layer, num_layers=3, remat=remat, unroll=unroll, shared=1)
@@ -374,7 +375,8 @@ def test_scan_repeats_a_block(remat, unroll):
             x = jnp.tanh(x @ params["map"]["kernel"][i]) + 0.5 + own[i]
         return jnp.sum(x**2), x
 
-    gradient, (out, layers) = jax.grad(loss, has_aux=True)(x)
+    gradient, (out, layers) = jax.jit(jax.grad(loss, has_aux=True))(x)
+    assert ("<host>" in str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(x))) == (remat == "offload")
     expected, last = jax.grad(by_hand, has_aux=True)(x)
     close(out, last, scale=4)
     close(gradient, expected, scale=4)
@@ -385,5 +387,5 @@ def test_scan_names_the_layer_axis_and_refuses_an_unknown_policy():
     module = scan(Layer, num_layers=3, remat="none", unroll=1, shared=1)
     boxed = jax.eval_shape(lambda: module.init(jax.random.key(0), normal(2, 4), np.zeros(3), 0.0))
     assert boxed["params"]["map"]["kernel"].names == ("layers", "embed", None)
-    with pytest.raises(KeyError, match="sometimes"):
+    with pytest.raises(UserError, match="remat 'sometimes' is not known; known: attention, dots, full"):
         scan(Layer, num_layers=3, remat="sometimes", unroll=1, shared=1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from g4v_jax.nn.attention import Attention
 from g4v_jax.nn.linear import Linear
 from g4v_jax.nn.norms import LayerNorm
-from g4v_jax.nn.stack import scan
+from g4v_jax.nn.stack import residual, scan
 from g4v_jax.sharding import constrain
 
 
@@ -29,7 +29,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, queries, layer, features):
-        queries = LayerNorm(1e-5, name="query_norm")(queries)
+        queries = LayerNorm(1e-5, name="query_norm")(residual(queries))
         context = jnp.concatenate([queries, LayerNorm(1e-5, name="feature_norm")(features)], axis=1)
         h, _ = Attention(self.num_heads, self.head_dim, use_bias=True, name="attention")(queries, context)
         queries = queries + h

@@ -17,7 +17,7 @@ from g4v_jax.nn.attention import Attention, attend
 from g4v_jax.nn.linear import Linear, zeros
 from g4v_jax.nn.mlp import MLP
 from g4v_jax.nn.norms import LayerNorm
-from g4v_jax.nn.stack import scan
+from g4v_jax.nn.stack import residual, scan
 from g4v_jax.sharding import constrain
 
 TIME_SCALE = 1000.0  # times in [0, 1] are embedded as Wan's 0..1000
@@ -98,6 +98,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, layer, context, image, time, theta):
         """time: f32 [X 6 D]; image: None without one."""
+        x = residual(x)
         modulation = time + _table(self, "modulation", 6, x.shape[-1])
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (modulation[:, i] for i in range(6))
         attention = dict(

@@ -14,7 +14,7 @@ from g4v_jax.nn.kernels import Packed
 from g4v_jax.nn.linear import Embedding, Linear
 from g4v_jax.nn.mlp import MLP
 from g4v_jax.nn.norms import RMSNorm
-from g4v_jax.nn.stack import scan
+from g4v_jax.nn.stack import residual, scan
 from g4v_jax.sharding import constrain
 
 ATTENTION_LORA = ("q", "k", "v", "o")
@@ -29,6 +29,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, cache, theta, mask, index):
+        x = residual(x)
         h = RMSNorm(self.norm_eps, name="attention_norm")(x)
         h, cache = Attention(name="attention", **self.attention)(h, mask=mask, theta=theta, cache=cache, index=index)
         x = constrain(x + h, "rows", "sequence", "embed")

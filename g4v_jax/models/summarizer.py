@@ -15,7 +15,7 @@ from g4v_jax.nn.attention import Attention
 from g4v_jax.nn.linear import Linear
 from g4v_jax.nn.mlp import MLP
 from g4v_jax.nn.norms import LayerNorm
-from g4v_jax.nn.stack import scan
+from g4v_jax.nn.stack import residual, scan
 
 TIME_FEATURES = 32  # sines and cosines of a frame's seconds and of its share of the clip
 SECONDS_SCALE = 16.0  # one position is 1/16 s
@@ -32,6 +32,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, queries, layer, features):
+        queries = residual(queries)
         normed = LayerNorm(name="query_norm")(queries)
         context = jnp.concatenate([LayerNorm(name="feature_norm")(features), normed], axis=1)
         h, _ = Attention(self.num_heads, self.head_dim, use_bias=True, name="attention")(normed, context)

@@ -14,7 +14,7 @@ import numpy as np
 from g4v_jax.models.unet_blocks import Layer, Transformer, conv, double
 from g4v_jax.nn.linear import Linear
 from g4v_jax.nn.norms import GroupNorm
-from g4v_jax.nn.stack import REMAT
+from g4v_jax.nn.stack import policy_of
 
 TIMESTEPS = 1000  # of the discrete process the weights were trained with
 FIRST_HEADS = 8  # of the attention over time that stands before the first level, at any width
@@ -65,7 +65,7 @@ class UNet3D(nn.Module):
         if len(self.attention) != len(self.channels):
             raise ValueError(f"unet3d: attention {self.attention} and channels {self.channels} differ in length")
         first, last = self.channels[0], self.channels[-1]
-        policy = REMAT[self.remat]
+        policy = policy_of(self.remat)
         kind = Layer if policy is None else nn.remat(Layer, policy=policy)
 
         def layer(channels, attends, name):

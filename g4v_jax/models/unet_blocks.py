@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from g4v_jax.nn.attention import Attention
 from g4v_jax.nn.linear import Linear
 from g4v_jax.nn.norms import GroupNorm, LayerNorm
+from g4v_jax.nn.stack import residual
 from g4v_jax.sharding import constrain
 
 
@@ -153,6 +154,7 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array, context: jax.Array) -> jax.Array:
         """x [X t h w C], time [X D], context [X N D_context] -> [X t h w channels]."""
+        x = residual(x)
         h = Residual(self.channels, self.groups, self.epsilon, name="residual")(x.reshape(-1, *x.shape[2:]), time)
         x = TimeConv(self.groups, self.dropout, name="time_conv")(h.reshape(*x.shape[:-1], self.channels))
         if self.head_dim:

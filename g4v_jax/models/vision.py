@@ -13,7 +13,7 @@ from g4v_jax.nn.attention import Attention
 from g4v_jax.nn.linear import Linear, zeros
 from g4v_jax.nn.mlp import ACTIVATIONS, MLP
 from g4v_jax.nn.norms import LayerNorm
-from g4v_jax.nn.stack import scan
+from g4v_jax.nn.stack import residual, scan
 
 
 class Temporal(nn.Module):
@@ -55,6 +55,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, layer):
+        x = residual(x)
         if self.clip_frames is not None:
             change = Temporal(name="temporal")(x, self.clip_frames)
             x = x + change if self.clip_frames > 1 else x  # a picture passes by the adapter

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 from g4v_jax import sharding
 from g4v_jax.nn import kernels, rope
@@ -150,6 +151,7 @@ class Attention(nn.Module):
         v = constrain(v, "rows", "keys", kv_heads_axis, "head_dim")
         axes = (self.length_axis, heads_axis, kv_heads_axis)
         out = constrain(attend(q, k, v, mask, self.kernel, axes), "rows", self.length_axis, heads_axis, "head_dim")
+        out = checkpoint_name(out, kernels.SAVED)
         return self._linear("o", (x.shape[-1],), (heads_axis, "head_dim", "embed"))(out), cache
 
     def _linear(self, name, outputs, axes) -> Linear:

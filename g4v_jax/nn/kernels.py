@@ -54,7 +54,7 @@ def choose(asked: str, platform: str, q: jax.Array, k: jax.Array, mask: Packed |
     asked for that cannot run; auto then takes the plain path and warns.
     """
     if asked not in KERNELS:
-        raise UserError(f"attention {asked!r} is not known{nearest(asked, KERNELS)}; known: {', '.join(KERNELS)}")
+        raise UserError(f"attention {asked!r} is not known{nearest(asked, KERNELS)}")
     if asked == "plain" or not (mask is None or isinstance(mask, Packed)):
         return "plain"
     name = BEST.get(platform, "plain") if asked == "auto" else asked

@@ -2,12 +2,36 @@
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
-REMAT = {
-    "none": None,
+from g4v_jax.errors import UserError, nearest
+from g4v_jax.nn.kernels import SAVED
+
+RESIDUAL = "residual"  # name of what a layer is given
+REMAT = {  # what a layer keeps for the backward pass, beside what it is given
+    "none": None,  # all
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),  # what attention gave, so that it is not done again
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(  # nothing; what it is given waits in host memory
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[RESIDUAL],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
+
+
+def residual(x: jax.Array) -> jax.Array:
+    """Marks what a layer is given, for the policy "offload"; every block that `scan` repeats begins with it."""
+    return checkpoint_name(x, RESIDUAL)
+
+
+def policy_of(remat: str):
+    """The policy of a name, None for "none". Raises UserError for an unknown one."""
+    if remat not in REMAT:
+        raise UserError(f"remat {remat!r} is not known{nearest(remat, REMAT)}")
+    return REMAT[remat]
 
 
 def scan(block: type[nn.Module], num_layers: int, remat: str, unroll: int, shared: int, **fields) -> nn.Module:
@@ -15,9 +39,9 @@ def scan(block: type[nn.Module], num_layers: int, remat: str, unroll: int, share
 
     The block's call is `(x, layer, *shared) -> (x, layer_output)`: `layer` is a tree with a leading layer axis
     (or None), `shared` that many arguments that every layer sees whole. `unroll` layers make one turn of the loop:
-    on a CPU, where a loop's body runs up to 4 x slower, all of them should. Raises KeyError for an unknown policy.
+    on a CPU, where a loop's body runs up to 4 x slower, all of them should. Raises UserError for an unknown policy.
     """
-    policy = REMAT[remat]
+    policy = policy_of(remat)
     if policy is not None:
         block = nn.remat(block, policy=policy, prevent_cse=False)
     return nn.scan(

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from g4v_jax.build import Build
 from g4v_jax.errors import UserError
-from g4v_jax.nn.stack import REMAT
 from g4v_jax.plan.account import describe, model_arithmetic
 from g4v_jax.plan.chips import Chip
 from g4v_jax.plan.collectives import Collective
@@ -26,7 +25,7 @@ GIB = 2**30
 TENSOR = CONTEXT = (1, 2, 4, 8)
 MICRO_BATCHES = (1, 2, 4, 8)
 REMATERIALISED = ("llm", "denoiser", "vision", "summarizer")  # towers that have a policy
-AGAIN = {"none": 0.0, "dots": 0.06, "full": 1 / 3}  # arithmetic done once more, as a share of the model's
+AGAIN = {"none": 0.0, "dots": 0.06, "attention": 0.3, "full": 1 / 3}  # by policy: arithmetic done once more, a share of the model's
 ROOM = 0.92  # of a device's memory: the compiler wants some for itself
 HOPELESS = 1.3  # of a device's memory: a larger estimate is not compiled
 
@@ -85,7 +84,7 @@ def candidates(config: ConfigDict, target: Target) -> Iterator[Candidate]:
         if fsdp == 1 and replica > target.slices:
             continue
         mesh = (("replica", replica), ("fsdp", fsdp), ("context", context), ("tensor", tensor))
-        for micro_batches, remat in itertools.product(MICRO_BATCHES, REMAT):
+        for micro_batches, remat in itertools.product(MICRO_BATCHES, AGAIN):
             if rows % (replica * fsdp * micro_batches) == 0:
                 yield Candidate(mesh, micro_batches, remat)
 
@@ -119,7 +118,7 @@ def activations(build: Build, candidate: Candidate) -> float:
     for tower, tokens in _stacks(build, candidate):
         dim, mlp = tower.dim, tower.mlp_dim // mesh["tensor"]
         whole = 9 * dim + 4 * mlp
-        kept = {"full": dim, "dots": 5 * dim + 2 * mlp, "none": whole}[candidate.remat]
+        kept = {"full": dim, "attention": 2 * dim, "dots": 5 * dim + 2 * mlp, "none": whole}[candidate.remat]
         again = whole if candidate.remat != "none" else 0
         total += tokens * min(tower.num_layers * kept + again, tower.num_layers * whole)
     return total * build.compute.itemsize
@@ -140,7 +139,7 @@ def transfers(build: Build, parameters: dict, candidate: Candidate) -> Iterator[
     trainable, frozen = (
         sum(count[kind] for count in parameters.values()) * size / mesh["tensor"] for kind in ("trainable", "frozen")
     )
-    passes = 3 if candidate.remat == "full" else 2
+    passes = 3 if candidate.remat in ("attention", "full") else 2
 
     def sent(axis: str, count: float, slow: bool = False) -> Collective:
         return Collective(kind="estimate", axis=axis, slow=slow, tower="", count=1, bytes=int(count))
