@@ -326,3 +326,10 @@ def test_a_plan_is_kept_for_the_same_config_machine_and_code(tmp_path, monkeypat
         assert cache.load(name) is None
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     cache.save(name, {"devices": 8})  # no place for it: made again next time
+
+
+def test_more_than_a_device_has_does_not_fit_though_the_compiler_takes_it():
+    build = tiny.build(8, fsdp=4, tensor=2)
+    with pytest.raises(DoesNotFit, match=r"needs 0.00 of 0.00 GiB") as refused:
+        compile_step(build, memory_has=1000)
+    assert refused.value.needs > refused.value.has == 1000

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -78,14 +81,18 @@ def finish(processes: list[subprocess.Popen], status: int = 0) -> str:
 
 def train(config: str, workdir: Path, *arguments: str, processes: int = 1) -> tuple[list[dict], str]:
     """Run `g4v train` in so many processes -> (lines of its metrics, what they printed)."""
-    if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        arguments = (*arguments, f"--coordinator={address}", f"--processes={processes}")
-    each = [(*arguments, f"--process={i}") if processes > 1 else arguments for i in range(processes)]
-    said = finish([start(config, workdir, *one, devices=DEVICES // processes) for one in each])
+    said = finish(start_all(config, workdir, *arguments, processes=processes))
     return metrics(workdir), said
+
+
+def start_all(config: str, workdir: Path, *arguments: str, processes: int) -> list[subprocess.Popen]:
+    if processes == 1:
+        return [start(config, workdir, *arguments, devices=DEVICES)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    together = (*arguments, f"--coordinator={address}", f"--processes={processes}")
+    return [start(config, workdir, *together, f"--process={i}", devices=DEVICES // processes) for i in range(processes)]
 
 
 def metrics(workdir: Path) -> list[dict]:
@@ -140,6 +147,22 @@ def test_a_run_goes_on_in_another_number_of_processes(config, alone, tmp_path):
     found, said = train(config, tmp_path / "run")
     assert "resumed from step 2" in said and "differ from the saved ones" not in said
     assert_same(found, alone)
+
+
+def test_a_signal_to_one_process_ends_all_after_the_same_step(config, tmp_path):
+    run = tmp_path / "run"
+    endless = ("--config.train.steps=100000", "--config.train.eval_every=0")
+    started = start_all(config, run, *endless, processes=2)
+    try:
+        for _ in range(1200):
+            if (run / "metrics.jsonl").exists() or any(process.poll() is not None for process in started):
+                break
+            time.sleep(0.1)
+        started[1].terminate()
+    finally:
+        said = finish(started, status=128 + signal.SIGTERM)
+    (last,) = re.findall(r"SIGTERM: saved step (\d+)", said)
+    assert (run / f"checkpoints/{last}").exists() and not (run / "summary.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def _make(config, target, hlo: str | None) -> dict:
 
     build = Build(config, tuple(topology.devices(target)))
     try:
-        compiled = compile_step(build)
+        compiled = compile_step(build, target.chip.hbm)
     except DoesNotFit as error:
         raise UserError(f"{target.name}: does not fit: {error}; {advise(build)}") from error
     if hlo:

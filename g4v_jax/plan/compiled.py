@@ -45,8 +45,11 @@ def tower_of(scope: str) -> str:
     return flops.tower_of(scope, SCOPES)
 
 
-def compile_step(build: Build) -> Compiled:
-    """Compile the very step that `g4v train` runs. Raises DoesNotFit, and UserError as `Build` does."""
+def compile_step(build: Build, memory_has: int = 0) -> Compiled:
+    """Compile the very step that `g4v train` runs. `memory_has`: bytes of a device, 0 where that is not known.
+
+    Raises DoesNotFit, which a GPU's compiler leaves to us, and UserError as `Build` does.
+    """
     step = make_step(build.objective, build.optimizer, build.step, seed=0)
     state = build.blueprint.state_shapes(build.optimizer)
     started = time.perf_counter()
@@ -67,6 +70,9 @@ def compile_step(build: Build) -> Compiled:
         "temporaries": stats.temp_size_in_bytes,
         "peak": stats.peak_memory_in_bytes,
     }
+    needs = stats.argument_size_in_bytes + stats.temp_size_in_bytes
+    if memory_has and needs > memory_has:
+        raise DoesNotFit(f"needs {needs / 2**30:.2f} of {memory_has / 2**30:.2f} GiB", needs, memory_has)
     kernels = flops.kernels(traced.jaxpr, SCOPES)  # of the whole mesh
     inside = Counter({tower: count // build.mesh.size for tower, count in kernels.items()})
     return Compiled(

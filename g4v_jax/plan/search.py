@@ -9,10 +9,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 from ml_collections import ConfigDict
 
 from g4v_jax.build import Build
 from g4v_jax.errors import UserError
+from g4v_jax.nn import kernels
 from g4v_jax.plan.account import describe, model_arithmetic
 from g4v_jax.plan.chips import Chip
 from g4v_jax.plan.collectives import Collective
@@ -115,19 +117,28 @@ def estimate(build: Build, candidate: Candidate, chip: Chip, model: dict[str, fl
 def activations(build: Build, candidate: Candidate) -> float:
     """Bytes a device that the layers of one micro-batch keep for the backward pass, and one layer done again."""
     mesh, total = build.mesh.shape, 0.0
-    for tower, tokens in _stacks(build, candidate):
+    for tower, tokens, length in _stacks(build, candidate):
         dim, mlp = tower.dim, tower.mlp_dim // mesh["tensor"]
-        whole = 9 * dim + 4 * mlp
+        whole = 9 * dim + 4 * mlp + scores_of_attention(build, tower, length)
         kept = {"full": dim, "attention": 2 * dim, "dots": 5 * dim + 2 * mlp, "none": whole}[candidate.remat]
         again = whole if candidate.remat != "none" else 0
         total += tokens * min(tower.num_layers * kept + again, tower.num_layers * whole)
     return total * build.compute.itemsize
 
 
+def scores_of_attention(build: Build, tower, length: int) -> float:
+    """Numbers a token that a layer holds where no kernel spares it them: float32 and as weights."""
+    q = jax.ShapeDtypeStruct((1, length, tower.num_heads, tower.dim // tower.num_heads), build.compute)
+    platform = build.mesh.devices.flat[0].platform
+    if kernels.choose(getattr(tower, "attention", "auto"), platform, q, q, None) != "plain":
+        return 0.0
+    return (1 + 4 / build.compute.itemsize) * length * tower.num_heads / build.mesh.shape["tensor"]
+
+
 def scores(build: Build, candidate: Candidate) -> float:
     """Bytes a device of scores over the vocabulary, float32, with their gradient."""
     chunks = getattr(build.objective.spec, "chunks", 1) or 1
-    tokens = next(tokens for tower, tokens in _stacks(build, candidate) if tower is build.llm)
+    tokens = next(tokens for tower, tokens, _ in _stacks(build, candidate) if tower is build.llm)
     return 2 * 4 * tokens / chunks * build.tokenizer.vocab_size / build.mesh.shape["tensor"]
 
 
@@ -148,7 +159,7 @@ def transfers(build: Build, parameters: dict, candidate: Candidate) -> Iterator[
     yield sent("fsdp", share * (micro * passes * (trainable + frozen) + trainable))
     slices = len({slice_of(device) for device in build.mesh.devices.flat})
     yield sent("replica", 2 * (mesh["replica"] - 1) / mesh["replica"] * trainable / mesh["fsdp"], slow=slices > 1)
-    for tower, tokens in _stacks(build, candidate):
+    for tower, tokens, _ in _stacks(build, candidate):
         states = micro * tokens * tower.num_layers * tower.dim * size
         yield sent("tensor", 4 * passes * states * (mesh["tensor"] - 1) / mesh["tensor"])
         if tower is build.llm:
@@ -161,7 +172,7 @@ def search(
     target: Target,
     devices: tuple,
     finalists: int,
-    compile_: Callable[[Build], Compiled] = compile_step,
+    compile_: Callable[[Build, int], Compiled] = compile_step,
     say: Callable[[str], None] = print,
 ) -> list[dict]:
     """Estimate all candidates and compile the best `finalists` that fit -> them as data, the fastest first:
@@ -189,7 +200,7 @@ def search(
             break
         build = Build(one.candidate.apply(config), devices)
         try:
-            compiled = compile_(build)
+            compiled = compile_(build, limit)
         except DoesNotFit as error:
             say(f"  does not fit ({error}): {one.candidate}")
             continue
@@ -245,12 +256,14 @@ def _row(config: ConfigDict, one: Estimate, memory: int, whole: Bound) -> dict:
     }
 
 
-def _stacks(build: Build, candidate: Candidate) -> Iterator[tuple[object, float]]:
-    """Towers of layers that the backward pass goes through, and the tokens of a micro-batch that one device reads there."""
+def _stacks(build: Build, candidate: Candidate) -> Iterator[tuple[object, float, int]]:
+    """Towers of layers that the backward pass goes through, the tokens of a micro-batch that one device reads there, and how
+    many of them look at each other.
+    """
     mesh = dict(candidate.mesh)
     rows = build.shape.rows / (mesh["replica"] * mesh["fsdp"] * candidate.micro_batches)
-    yield build.llm, rows * build.shape.tokens / mesh["context"]
+    yield build.llm, rows * build.shape.tokens / mesh["context"], build.shape.tokens
     denoiser = build.model.denoiser if build.sections.objective == "joint" else None
     if hasattr(denoiser, "patch"):
         patches = math.prod(side // patch for side, patch in zip(build.latent_shape, denoiser.patch))
-        yield denoiser, rows * build.shape.targets * patches
+        yield denoiser, rows * build.shape.targets * patches, patches

@@ -61,6 +61,9 @@ class SavedRun:
         where the run lacks a leaf, or has it in another shape, or its frozen weights are damaged.
         """
         wanted = trees.flatten(shapes)
+        missing = sorted(wanted.keys() - self.shapes.keys())
+        if missing:
+            raise UserError(f"{self.workdir}: has no {missing[0]}; use the config that the run was started with, or another run")
         averaged = self._kinds["ema"].keys() & wanted.keys() if prefer_ema else set()
         trained = self._kinds["trainable"].keys() & wanted.keys() - averaged
         parts = {"trainable": trees.split(shapes, trained)[0], "ema": trees.split(shapes, averaged)[0]}
