@@ -82,6 +82,9 @@ def test_few_queries_or_a_mask_of_their_own_are_plain(segments):
     q = heads(4, 256, 2, 0)
     assert choose("auto", "tpu", q[:, :65], q, None) == "plain"
     assert choose("splash", "tpu", q[:, :65], q, None) == "splash"
+    many = heads(1, 2048, 2, 0)
+    assert choose("auto", "tpu", q[:, :65], many, None) == "splash"  # few queries, many keys
+    assert choose("auto", "tpu", q[:, :8], many, None) == "plain"
     assert choose("splash", "cpu", q[:, :1], q, jnp.ones((4, 1, 256), bool)) == "plain"  # decoding
 
 

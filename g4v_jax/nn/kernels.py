@@ -20,7 +20,8 @@ from g4v_jax.errors import UserError, nearest
 
 KERNELS = ("auto", "plain", "splash", "cudnn")
 BEST = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}  # by platform
-WORTH = 256  # auto takes a kernel where there are at least so many queries and keys: scores of fewer are small
+WORTH = 256**2  # auto takes a kernel where there are at least so many scores a head, of
+FEWEST = 32  # queries and keys at least: fewer would be padding above all
 LANES = 128  # lengths that splash attention takes are multiples of it
 BLOCKS = (512, 384, 256, LANES)  # of queries and of keys, the largest that divides their number
 SAVED = "attention"  # name of what the backward pass needs, for a remat policy
@@ -58,7 +59,7 @@ def choose(asked: str, platform: str, q: jax.Array, k: jax.Array, mask: Packed |
     if asked == "plain" or not (mask is None or isinstance(mask, Packed)):
         return "plain"
     name = BEST.get(platform, "plain") if asked == "auto" else asked
-    if asked == "auto" and name != "plain" and min(q.shape[1], k.shape[1]) < WORTH:
+    if asked == "auto" and name != "plain" and not _worth(q.shape[1], k.shape[1]):
         return "plain"
     reason = None if name == "plain" else _hindrance(name, platform, q)
     if reason and asked != "auto":
@@ -66,6 +67,10 @@ def choose(asked: str, platform: str, q: jax.Array, k: jax.Array, mask: Packed |
     if platform != "none":  # where only arithmetic is counted
         _tell(f"attention: plain instead of {name}: {reason}" if reason else f"attention: {name} on {platform}", bool(reason))
     return "plain" if reason else name
+
+
+def _worth(queries: int, keys: int) -> bool:
+    return queries * keys >= WORTH and min(queries, keys) >= FEWEST
 
 
 def _hindrance(name: str, platform: str, q: jax.Array) -> str | None:
