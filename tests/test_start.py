@@ -46,5 +46,5 @@ def test_lora_of_more_maps_begins_from_nothing_and_all_else_from_the_run(run):
 
 
 def test_other_leaves_that_a_run_lacks_are_named(run):
-    with pytest.raises(UserError, match="has no llm/layers/attention/q_norm/scale"):
+    with pytest.raises(UserError, match="has no llm/layers/attention/k_norm/scale"):
         first(build(model__llm__qk_norm="head"), llm=run)

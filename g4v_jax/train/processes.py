@@ -81,6 +81,7 @@ def merged(state: dict) -> dict:
 
 
 def joined(one, other):
+    """Two JSON values as one: dictionaries key by key, of all else the first."""
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return one
     return {key: joined(one.get(key, other.get(key)), other.get(key, one.get(key))) for key in one | other}
