@@ -280,8 +280,9 @@ class Build:
             towers = {"llm": self.llm} if self._alone else {name: getattr(self.model, name) for name in SPLIT}
             for name, tower in towers.items():
                 for field in ("num_heads", "num_kv_heads"):
-                    if getattr(tower, field, None) and not isinstance(tower, UNet3D):
-                        self._divides("tensor", f"model.{name}.{field}", getattr(tower, field))
+                    heads = getattr(tower, field, None)  # a UNet's follow from its channels, and are whole
+                    if heads:
+                        self._divides("tensor", f"model.{name}.{field}", heads)
         return spec
 
     def _divides(self, axis: str, name: str, length: int) -> None:

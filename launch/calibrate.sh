@@ -7,15 +7,23 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=plans/calibration
 mkdir -p "$out"
-runs=("$@")
-if [ $# -eq 0 ]; then
-  mapfile -t runs < <(.venv/bin/python -c 'from configs.published import RUNS; print(*RUNS, sep="\n")')
-fi
-for run in "${runs[@]}"; do
-  topology=$(.venv/bin/python -c 'import sys; from configs.published import RUNS; print(RUNS[sys.argv[1]][0])' "$run")
+named=$(.venv/bin/python - "$@" << 'END'
+import sys
+
+from configs.published import RUNS
+
+if unknown := set(sys.argv[1:]) - set(RUNS):
+    sys.exit(f"unknown run {', '.join(sorted(unknown))}; known: {', '.join(RUNS)}")
+for run in sys.argv[1:] or RUNS:
+    print(run, RUNS[run][0])
+END
+)
+runs=()
+while read -r run topology; do
   printf '\n== %s on %s\n' "$run" "$topology"
   .venv/bin/g4v plan --config="configs/published.py:$run" --topology="$topology" --json="$out/$run.json"
-done
+  runs+=("$run")
+done <<< "$named"
 .venv/bin/python - "$out" "${runs[@]}" << 'END'
 import json
 import statistics

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 from folder import make
+from network import free_address
 
 from g4v_jax.data import records
 
@@ -88,10 +89,7 @@ def train(config: str, workdir: Path, *arguments: str, processes: int = 1) -> tu
 def start_all(config: str, workdir: Path, *arguments: str, processes: int) -> list[subprocess.Popen]:
     if processes == 1:
         return [start(config, workdir, *arguments, devices=DEVICES)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    together = (*arguments, f"--coordinator={address}", f"--processes={processes}")
+    together = (*arguments, f"--coordinator={free_address()}", f"--processes={processes}")
     return [start(config, workdir, *together, f"--process={i}", devices=DEVICES // processes) for i in range(processes)]
 
 

@@ -4,13 +4,13 @@ Peaks are of resident memory beyond what the interpreter and its imports hold, r
 """
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from network import free_address
 
 from g4v_jax.weights.tensors import Writer
 
@@ -140,9 +140,7 @@ def test_import_export_and_loading(published, tmp_path):
     figures = {"import": made, "export": written, "of a run": of_run, "allowed": allowed}
     print(", ".join(f"{name} {value / MIB:.0f} MiB" for name, value in figures.items()))
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     both = [python(LOAD, tmp_path / "tower", address, number) for number in range(2)]
     for most, held, whole in map(peak, both):
         assert held < 0.6 * whole

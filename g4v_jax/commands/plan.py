@@ -16,7 +16,6 @@ def plan(arguments: list[str]) -> None:
         flags.DEFINE_integer("slices", 1, "Of TPUs, joined by the slow network.", flag_values=values)
         flags.DEFINE_string("hlo", None, "Also write the compiled program's text to this file.", flag_values=values)
         flags.DEFINE_bool("fresh", False, "Compile, also where the same plan was made before.", flag_values=values)
-
         flags.DEFINE_bool("search", False, "Try meshes, micro-batches and policies of remat; rank the best.", flag_values=values)
         flags.DEFINE_integer("finalists", 3, "Of a search: how many are compiled.", lower_bound=1, flag_values=values)
 
@@ -42,27 +41,31 @@ def plan(arguments: list[str]) -> None:
     write_json(values.json, found)
 
 
-def _search(values, target) -> None:
+def _devices(target) -> tuple:
+    """The devices to build for; called before JAX is used for anything."""
     from g4v_jax.plan import topology
 
     topology.prepare(target)
+    return tuple(topology.devices(target))
+
+
+def _search(values, target) -> None:
+    devices = _devices(target)
     from g4v_jax.plan.search import search, table
 
-    ranked = search(values.config, target, tuple(topology.devices(target)), values.finalists)
+    ranked = search(values.config, target, devices, values.finalists)
     print(f"\n{table(ranked)}")
     write_json(values.json, {"topology": target.name, "slices": target.slices, "ranking": ranked})
 
 
 def _make(config, target, hlo: str | None) -> dict:
-    from g4v_jax.plan import topology
-
-    topology.prepare(target)
+    devices = _devices(target)
     from g4v_jax.build import Build
     from g4v_jax.plan.advice import advise
     from g4v_jax.plan.compiled import DoesNotFit, compile_step
     from g4v_jax.plan.report import report
 
-    build = Build(config, tuple(topology.devices(target)))
+    build = Build(config, devices)
     try:
         compiled = compile_step(build, target.chip.hbm)
     except DoesNotFit as error:

@@ -33,12 +33,13 @@ def train(arguments: list[str]) -> None:
         if leads:
             print(f"{workdir}: already trained for {steps} steps: nothing to do")
     else:
-        _run(build, workdir, values.stop_after)
+        _run(build, workdir, values.stop_after, leads)
     if leads and summary.exists():
         write_json(values.json, json.loads(summary.read_text()))
 
 
-def _run(build, workdir: Path, stop_after: int | None) -> None:
+def _run(build, workdir: Path, stop_after: int | None, leads: bool) -> None:
+    """`leads`: whether this is process 0; the others write nothing but their part of the arrays."""
     import jax
 
     from g4v_jax import rng
@@ -50,7 +51,6 @@ def _run(build, workdir: Path, stop_after: int | None) -> None:
     from g4v_jax.train.start import first_state, frozen_tree, versions
     from g4v_jax.train.step import jit_step, make_gradient_cosines, make_step
 
-    leads = jax.process_index() == 0  # the others write nothing but their part of the arrays
     tokenizer = load_tokenizer(build.pipeline.records, build.tokenizer, workdir, keep=leads)
     blueprint, optimizer, spec, seed = build.blueprint, build.optimizer, build.loop, build.sections.seed
     sources = build.sources()

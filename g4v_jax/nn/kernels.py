@@ -148,18 +148,17 @@ def splash(
         interpret=interpret,
     )
     mesh = jax.sharding.get_abstract_mesh()
-    over = sharding.activation_spec(heads_axis, length_axis)
+    spec = sharding.activation_spec
 
     def part(kernel, q, k, v, ids):
         q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * q.shape[-1] ** -0.5, k, v))
         ids = None if ids is None else splash_kernel.SegmentIds(*ids)
         return jax.vmap(kernel)(q, k, v, ids).transpose(0, 2, 1, 3)
 
-    spec = sharding.activation_spec
     out = jax.shard_map(
         part,
         in_specs=(
-            PartitionSpec() if same else kernel.manual_sharding_spec(NamedSharding(mesh, over)),
+            PartitionSpec() if same else kernel.manual_sharding_spec(NamedSharding(mesh, spec(heads_axis, length_axis))),
             spec("rows", length_axis, heads_axis, None),
             spec("rows", None, kv_heads_axis, None),
             spec("rows", None, kv_heads_axis, None),

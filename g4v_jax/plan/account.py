@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh
 
 from g4v_jax import rng, trees
 from g4v_jax.build import TOWERS, Build
+from g4v_jax.nn import kernels
 from g4v_jax.plan import flops
 from g4v_jax.train.step import make_step
 
@@ -48,6 +49,15 @@ def held(build: Build) -> Iterator[tuple[str, tuple[str, ...], int]]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             keys = tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
             yield part, keys, math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def scores_of_attention(build: Build, tower, length: int) -> int:
+    """Scores of all heads that a device holds for each of a tower's tokens, of which `length` look at each other; 0 where a
+    kernel spares it them.
+    """
+    q = jax.ShapeDtypeStruct((1, length, tower.num_heads, tower.dim // tower.num_heads), build.compute)
+    chosen = kernels.choose(getattr(tower, "attention", "auto"), build.platform, q, q, None)
+    return length * tower.num_heads // build.mesh.shape["tensor"] if chosen == "plain" else 0
 
 
 def arithmetic(build: Build) -> dict[str, int]:

@@ -6,9 +6,9 @@ May hold the sentence that a user reads; each piece of advice names a field and 
 from collections import Counter
 
 from g4v_jax.build import Build
-from g4v_jax.plan.account import held
+from g4v_jax.plan.account import held, scores_of_attention
+from g4v_jax.plan.chips import GIB
 
-GIB = 2**30
 NAMES = {"trainable": "learned", "ema": "average"}  # of parts, where a user reads another word
 CHUNKS = 8  # of a row, where scores over the vocabulary are large
 
@@ -26,7 +26,7 @@ def largest(build: Build, count: int = 4) -> list[str]:
             sizes[f"{NAMES.get(part, part)} {'/'.join(path)}"] += size
     rows, tokens = rows_a_device(build), build.shape.tokens // build.mesh.shape["context"]
     sizes["scores over the vocabulary"] = rows * tokens // getattr(build.objective.spec, "chunks", 1) * _vocabulary(build) * 4
-    sizes["scores of attention"] = rows * build.llm.num_heads // build.mesh.shape["tensor"] * tokens * build.shape.tokens * 4
+    sizes["scores of attention"] = rows * tokens * scores_of_attention(build, build.llm, build.shape.tokens) * 4
     if build.llm.remat == "none":
         width = build.llm.dim * 8 + build.llm.mlp_dim * 3 // build.mesh.shape["tensor"]
         sizes["the LLM's layers, all kept"] = rows * tokens * build.llm.num_layers * width * build.compute.itemsize

@@ -16,6 +16,7 @@ from g4v_jax.errors import UserError
 from g4v_jax.plan import buffers, flops, hlo, work
 from g4v_jax.plan.account import SCOPES
 from g4v_jax.plan.buffers import Buffer
+from g4v_jax.plan.chips import GIB
 from g4v_jax.plan.collectives import Collective, collectives
 from g4v_jax.train.step import jit_step, make_step
 
@@ -38,6 +39,11 @@ class DoesNotFit(UserError):
     def __init__(self, message: str, needs: float | None, has: float | None):
         super().__init__(message)
         self.needs, self.has = needs, has
+
+    @classmethod
+    def of(cls, needs: float, has: float) -> "DoesNotFit":
+        """Told in GiB."""
+        return cls(f"needs {needs / GIB:.2f} of {has / GIB:.2f} GiB", needs, has)
 
 
 def tower_of(scope: str) -> str:
@@ -72,7 +78,7 @@ def compile_step(build: Build, memory_has: int = 0) -> Compiled:
     }
     needs = stats.argument_size_in_bytes + stats.temp_size_in_bytes
     if memory_has and needs > memory_has:
-        raise DoesNotFit(f"needs {needs / 2**30:.2f} of {memory_has / 2**30:.2f} GiB", needs, memory_has)
+        raise DoesNotFit.of(needs, memory_has)
     kernels = flops.kernels(traced.jaxpr, SCOPES)  # of the whole mesh
     inside = Counter({tower: count // build.mesh.size for tower, count in kernels.items()})
     return Compiled(
@@ -94,5 +100,4 @@ def _refused(text: str) -> UserError:
     if not found:
         return DoesNotFit(f"does not fit: {text.strip().splitlines()[0]}", None, None)
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    needs, has = float(found[1]) * units[found[2]], float(found[3]) * units[found[4]]
-    return DoesNotFit(f"needs {needs / 2**30:.2f} of {has / 2**30:.2f} GiB", needs, has)
+    return DoesNotFit.of(float(found[1]) * units[found[2]], float(found[3]) * units[found[4]])

@@ -95,7 +95,8 @@ def _walk(
         tower = outer if outer != REST else tower_of(str(eqn.source_info.name_stack), towers)
         name = eqn.primitive.name
         if name in _COUNTED:
-            found[tower] += inside * times * _COUNTED[name](eqn)
+            if inside:
+                found[tower] += times * _COUNTED[name](eqn)
         elif name == "cond":
             branches = [_of(branch, times, tower, towers, inside) for branch in eqn.params["branches"]]
             found.update(max(branches, key=lambda one: sum(one.values())))
@@ -112,7 +113,7 @@ def _walk(
 def _of(jaxpr, times: int, outer: str, towers: tuple[str, ...], inside: bool) -> Counter:
     found: Counter = Counter()
     _walk(getattr(jaxpr, "jaxpr", jaxpr), times, outer, towers, found, inside)
-    return +found
+    return found
 
 
 def tower_of(scope: str, towers: Sequence[str]) -> str:

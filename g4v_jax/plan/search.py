@@ -9,21 +9,19 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
 from ml_collections import ConfigDict
 
 from g4v_jax.build import Build
 from g4v_jax.errors import UserError
-from g4v_jax.nn import kernels
-from g4v_jax.plan.account import describe, model_arithmetic
-from g4v_jax.plan.chips import Chip
+from g4v_jax.plan.account import describe, model_arithmetic, scores_of_attention
+from g4v_jax.plan.chips import GIB, Chip
 from g4v_jax.plan.collectives import Collective
 from g4v_jax.plan.compiled import Compiled, DoesNotFit, compile_step
 from g4v_jax.plan.roofline import Bound, bound, step_bound
+from g4v_jax.plan.table import mesh_text
 from g4v_jax.plan.topology import Target
 from g4v_jax.sharding import slice_of
 
-GIB = 2**30
 TENSOR = CONTEXT = (1, 2, 4, 8)
 MICRO_BATCHES = (1, 2, 4, 8)
 REMATERIALISED = ("llm", "denoiser", "vision", "summarizer")  # towers that have a policy
@@ -56,8 +54,7 @@ class Candidate:
         return [f"mesh = {dict(self.mesh)}", f"step.micro_batches = {self.micro_batches}", *towers]
 
     def __str__(self) -> str:
-        mesh = " x ".join(f"{name} {size}" for name, size in self.mesh if size > 1) or "one device"
-        return f"{mesh}, {self.micro_batches} micro-batch(es), remat {self.remat}"
+        return f"{mesh_text(dict(self.mesh))}, {self.micro_batches} micro-batch(es), remat {self.remat}"
 
     def _towers(self, config: ConfigDict) -> list[str]:
         """Those that learn or lie before what learns: the others are not kept for a backward pass."""
@@ -91,12 +88,11 @@ def candidates(config: ConfigDict, target: Target) -> Iterator[Candidate]:
                 yield Candidate(mesh, micro_batches, remat)
 
 
-def estimate(build: Build, candidate: Candidate, chip: Chip, model: dict[str, float]) -> Estimate:
-    """Memory and bound of a candidate; `build`: of its mesh, whatever its other fields.
+def estimate(build: Build, known: dict, candidate: Candidate, chip: Chip, model: dict[str, float]) -> Estimate:
+    """Memory and bound of a candidate; `build`: of its mesh, whatever its other fields, and what `describe` says of it.
 
     `model`: needed operations of a step by tower, over all devices.
     """
-    known = describe(build)
     held, size = known["bytes_per_device"], build.compute.itemsize
     given = sum(held.values())
     gradients = held["trainable"] * (1 if candidate.micro_batches > 1 else size / 4)
@@ -119,20 +115,12 @@ def activations(build: Build, candidate: Candidate) -> float:
     mesh, total = build.mesh.shape, 0.0
     for tower, tokens, length in _stacks(build, candidate):
         dim, mlp = tower.dim, tower.mlp_dim // mesh["tensor"]
-        whole = 9 * dim + 4 * mlp + scores_of_attention(build, tower, length)
+        # scores in float32, and as weights
+        whole = 9 * dim + 4 * mlp + (1 + 4 / build.compute.itemsize) * scores_of_attention(build, tower, length)
         kept = {"full": dim, "attention": 2 * dim, "dots": 5 * dim + 2 * mlp, "none": whole}[candidate.remat]
         again = whole if candidate.remat != "none" else 0
         total += tokens * min(tower.num_layers * kept + again, tower.num_layers * whole)
     return total * build.compute.itemsize
-
-
-def scores_of_attention(build: Build, tower, length: int) -> float:
-    """Numbers a token that a layer holds where no kernel spares it them: float32 and as weights."""
-    q = jax.ShapeDtypeStruct((1, length, tower.num_heads, tower.dim // tower.num_heads), build.compute)
-    platform = build.mesh.devices.flat[0].platform
-    if kernels.choose(getattr(tower, "attention", "auto"), platform, q, q, None) != "plain":
-        return 0.0
-    return (1 + 4 / build.compute.itemsize) * length * tower.num_heads / build.mesh.shape["tensor"]
 
 
 def scores(build: Build, candidate: Candidate) -> float:
@@ -217,10 +205,9 @@ def table(ranked: Sequence[dict]) -> str:
     """The ranking for people, and what to write into the config for its first."""
     lines = ["rank  mesh                                      micro  remat     GiB  (guess)   bound ms  (guess)    MFU  limit"]
     for place, row in enumerate(ranked, 1):
-        mesh = " x ".join(f"{name} {size}" for name, size in row["mesh"].items() if size > 1) or "one device"
         bound_, guess = row["bound"], row["estimated_bound"]
         lines.append(
-            f"{place:>4}  {mesh:40}  {row['micro_batches']:>5}  {row['remat']:5}  {row['memory'] / GIB:6.2f}  "
+            f"{place:>4}  {mesh_text(row['mesh']):40}  {row['micro_batches']:>5}  {row['remat']:5}  {row['memory'] / GIB:6.2f}  "
             f"{row['estimated_memory'] / GIB:7.2f}  {1e3 * bound_['step_s']:9.1f}  {1e3 * guess['step_s']:7.1f}  "
             f"{100 * bound_['mfu']:5.1f}  {bound_['limit']}"
         )
@@ -235,7 +222,8 @@ def _estimates(config: ConfigDict, target: Target, devices: tuple) -> tuple[dict
         build = Build(group[0].apply(config), devices)
         try:
             model = model or model_arithmetic(build)
-            found += [estimate(build, one, target.chip, model) for one in group]
+            known = describe(build)
+            found += [estimate(build, known, one, target.chip, model) for one in group]
         except (UserError, ValueError) as error:  # this mesh does not divide heads, rows or widths
             wrong = error
     if not found:

@@ -3,6 +3,11 @@
 SHOWN = 12  # collectives, and 5 buffers
 
 
+def mesh_text(mesh: dict[str, int]) -> str:
+    """{"replica": 1, "fsdp": 4, "tensor": 2} -> "fsdp 4 x tensor 2"."""
+    return " x ".join(f"{name} {size}" for name, size in mesh.items() if size > 1) or "one device"
+
+
 def table(plan: dict) -> str:
     """A plan for people."""
     memory, flops, bound = plan["memory"], plan["flops"], plan["bound"]
@@ -13,7 +18,6 @@ def table(plan: dict) -> str:
     def bytes_(count: float) -> str:
         return f"{count / size:.3f}"
 
-    mesh = " x ".join(f"{name} {n}" for name, n in plan["mesh"].items() if n > 1) or "one device"
     slices = f" x {plan['slices']} slices" if plan["slices"] > 1 else ""
     rows = [("a device", "trainable", "frozen", f"held {of_size}", f"temp {of_size}", f"model {of_work}", "compiled", f"sent {of_size}", "bound ms")]
     for name, one in plan["towers"].items():
@@ -23,7 +27,7 @@ def table(plan: dict) -> str:
             bytes_(one["memory"]["temporaries"]), f"{one['flops']['model'] / work:.3f}", f"{one['flops']['compiled'] / work:.3f}",
             bytes_(sent), f"{1e3 * one['bound']['step_s']:.2f}" if one["bound"] else "",
         ))  # fmt: skip
-    lines = [f"{plan['topology']}{slices}: {plan['devices']} devices, {mesh}", "", *_columns(rows), ""]
+    lines = [f"{plan['topology']}{slices}: {plan['devices']} devices, {mesh_text(plan['mesh'])}", "", *_columns(rows), ""]
     has = f" of {plan['hbm'] / size:.2f}" if plan["hbm"] else ""
     lines += [
         f"memory       {bytes_(held)}{has} {of_size}: arguments {bytes_(memory['arguments'])}, idle {bytes_(memory['idle'])}, "

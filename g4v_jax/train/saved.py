@@ -61,15 +61,15 @@ class SavedRun:
         where the run lacks a leaf, or has it in another shape, or its frozen weights are damaged.
         """
         wanted = trees.flatten(shapes)
-        missing = sorted(wanted.keys() - self.shapes.keys())
-        if missing:
-            raise UserError(f"{self.workdir}: has no {missing[0]}; use the config that the run was started with, or another run")
         averaged = self._kinds["ema"].keys() & wanted.keys() if prefer_ema else set()
         trained = self._kinds["trainable"].keys() & wanted.keys() - averaged
+        rest = trees.split(shapes, averaged | trained)[1]
+        if rest and not (self.workdir / "frozen" / "arrays").exists():
+            name = min(trees.flatten(rest))
+            raise UserError(f"{self.workdir}: has no {name}; use the config that the run was started with, or another run")
         parts = {"trainable": trees.split(shapes, trained)[0], "ema": trees.split(shapes, averaged)[0]}
         parts = {name: part for name, part in parts.items() if part}
         restored = load_arrays(self._arrays, parts) if parts else {}  # Orbax takes no empty tree
-        rest = trees.split(shapes, averaged | trained)[1]
         if rest:
             restored["frozen"] = load_arrays(self._frozen, rest)
         return trees.merge(*restored.values())

@@ -1,6 +1,7 @@
 """Where a run's first parameters come from: initialisers, and other runs for the towers that start trained."""
 
 import re
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -22,22 +23,22 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in RECORDED}
 
 
-def load_tower(tower: str, source: Path, shapes: dict) -> dict:
+def _opened(sources: Iterable[Path]) -> dict[Path, TowerFolder | SavedRun]:
+    """Each source opened once, however many towers start from it: a run is proven byte by byte when it is opened."""
+    return {source: TowerFolder(source) if is_tower(source) else SavedRun(source) for source in set(sources)}
+
+
+def _load(tower: str, source: TowerFolder | SavedRun, shapes: dict) -> dict:
     """Leaves {tower: `shapes`} from a run, or from an imported tower. Raises UserError as they do."""
-    if is_tower(source):
-        return {tower: TowerFolder(source).load(shapes)}
-    return SavedRun(source).load({tower: shapes})
+    return {tower: source.load(shapes)} if isinstance(source, TowerFolder) else source.load({tower: shapes})
 
 
-def _there(tower: str, source: Path, shapes: dict) -> dict:
+def _there(tower: str, source: TowerFolder | SavedRun, shapes: dict) -> dict:
     """Of a trainable tower's leaves those that its source can hold: LoRA and added words may begin from nothing."""
     if not isinstance(shapes, dict):  # "queries": one leaf
         return shapes
-    if is_tower(source):
-        leaves = set(TowerFolder(source).about["leaves"])
-    else:
-        leaves = {path.removeprefix(f"{tower}/") for path in SavedRun(source).shapes if path.startswith(f"{tower}/")}
-    fresh = {path for path in trees.flatten(shapes) if path not in leaves and re.fullmatch(EXTRA, path)}
+    held = source.shapes if isinstance(source, SavedRun) else {f"{tower}/{path}" for path in source.about["leaves"]}
+    fresh = {path for path in trees.flatten(shapes) if f"{tower}/{path}" not in held and re.fullmatch(EXTRA, path)}
     return trees.split(shapes, fresh)[1]
 
 
@@ -48,7 +49,8 @@ def frozen_tree(blueprint: Blueprint, checkpoints: Checkpoints, sources: dict[st
         return {}
     frozen = checkpoints.restore_frozen(shapes)
     if frozen is None:
-        frozen = trees.merge(*(load_tower(tower, sources[tower], shapes[tower]) for tower in shapes))
+        opened = _opened(sources[tower] for tower in shapes)
+        frozen = trees.merge(*(_load(tower, opened[sources[tower]], shapes[tower]) for tower in shapes))
         checkpoints.save_frozen(frozen, {tower: str(sources[tower]) for tower in shapes})
     return frozen
 
@@ -59,8 +61,11 @@ def first_state(
     """Initialise the state, then lay the source runs' weights over the towers that have one."""
     state = blueprint.create(key, optimizer)
     shapes, _ = trees.split(blueprint.shapes, blueprint.trainable)
-    for tower in sources.keys() & shapes.keys():
-        start = trees.flatten(load_tower(tower, sources[tower], _there(tower, sources[tower], shapes[tower])))
+    towers = sources.keys() & shapes.keys()
+    opened = _opened(sources[tower] for tower in towers)
+    for tower in towers:
+        source = opened[sources[tower]]
+        start = trees.flatten(_load(tower, source, _there(tower, source, shapes[tower])))
         trainable = trees.unflatten(trees.flatten(state.trainable) | start)
         averaged = {path: start.get(path, leaf) for path, leaf in trees.flatten(state.ema).items()}
         # a copy: the step donates its state, and the two trees must not share buffers
