@@ -33,6 +33,14 @@ SUMMARIZER = dict(dim=1024, mlp_dim=4096, num_layers=6, num_heads=16, num_querie
 LLAMA_7B = dict(dim=4096, mlp_dim=11008, num_layers=32, num_heads=32, num_kv_heads=32, head_dim=128, norm_eps=1e-6,
                 tied=False)
 
+LLAMA2_70B = dict(dim=8192, mlp_dim=28672, num_layers=80, num_heads=64, num_kv_heads=8, head_dim=128, norm_eps=1e-5,
+                  tied=False)
+
+LLAMA3_8B = dict(dim=4096, mlp_dim=14336, num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128, rope_base=5e5,
+                 norm_eps=1e-5, tied=False)
+
+LLAMA3_70B = dict(LLAMA2_70B, rope_base=5e5)
+
 QWEN3_8B = dict(dim=4096, mlp_dim=12288, num_layers=36, num_heads=32, num_kv_heads=8, head_dim=128,
                 rope_base=1e6, norm_eps=1e-6, qk_norm="head", tied=False)
 
@@ -42,3 +50,5 @@ SMOLLM2_135M = dict(dim=576, mlp_dim=1536, num_layers=30, num_heads=9, num_kv_he
 ZEROSCOPE = dict(kind="unet3d")  # the fields' defaults are ModelScope's
 
 WAN_1B = dict(dim=1536, mlp_dim=8960, num_layers=30, num_heads=12, patch=(1, 2, 2))  # Wan2.1-T2V-1.3B
+
+WAN_14B = dict(dim=5120, mlp_dim=13824, num_layers=40, num_heads=40, patch=(1, 2, 2))  # Wan2.1-T2V-14B

@@ -4,6 +4,7 @@ Every part is plain Python or a pure function of arrays; nothing here touches a 
 """
 
 import dataclasses
+import math
 from functools import cached_property
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from g4v_jax.errors import UserError, nearest
 from g4v_jax.evals.spec import EvalSpec
 from g4v_jax.infer.assistant import SampleSpec
 from g4v_jax.losses.alignment import Alignment, AlignmentSpec
+from g4v_jax.losses.denoising import Denoising, DenoisingSpec
 from g4v_jax.losses.generation import GenerationSpec
 from g4v_jax.losses.joint import Joint, JointSpec
 from g4v_jax.losses.language import Language, LanguageSpec
@@ -58,7 +60,9 @@ OBJECTIVES = {
     "alignment": (Alignment, AlignmentSpec),
     "rendering": (Rendering, GenerationSpec),
     "language": (Language, LanguageSpec),
+    "denoising": (Denoising, DenoisingSpec),
 }
+ALONE = {"language": "llm", "denoising": "denoiser"}  # the only tower of an objective
 SLOTS = {"joint": ("clips", "targets"), "alignment": ("clips",), "rendering": ("targets",)}  # that an objective needs
 
 
@@ -125,9 +129,42 @@ class Build:
         words = self.tokenizer.vocab_size - (added if isinstance(added, int) else 0)
         return configs.read(LLM, section, "model.llm", vocab_size=words)
 
+    @cached_property
+    def denoiser(self) -> Denoiser | UNet3D:
+        """The denoiser; with the objective "denoising" it is all there is, and a transformer."""
+        return self._tower("denoiser", Denoiser) if self.alone else self.model.denoiser
+
     @property
-    def _alone(self) -> bool:
-        return self.sections.objective == "language"
+    def alone(self) -> str | None:
+        """The only tower, where the objective is of one."""
+        return ALONE.get(self.sections.objective)
+
+    @property
+    def main(self) -> tuple[str, LLM | Denoiser]:
+        """Name and module of the tower that most is spent on: the only one, or the language model."""
+        name = self.alone or "llm"
+        return name, getattr(self, name)
+
+    @property
+    def patches(self) -> int:
+        """Of one clip to render, where the denoiser is a transformer."""
+        latents = self.objective.spec.latents if self.alone else self.latent_shape
+        return math.prod(side // patch for side, patch in zip(latents, self.denoiser.patch))
+
+    @property
+    def length(self) -> int:
+        """How many tokens of a row, or patches of a clip, the main tower reads at once."""
+        return self.patches if self.alone == "denoiser" else self.shape.tokens
+
+    def _tower(self, name: str, kind, **derived):
+        """A tower of a class, or of a table of classes that its field `kind` chooses from."""
+        section = dict(dict(self.sections.model).get(name, {}))
+        if isinstance(kind, dict):
+            chosen = section.pop("kind", next(iter(kind)))
+            if chosen not in tuple(kind):
+                raise UserError(f"config: model.{name}.kind: unknown {chosen!r}{nearest(str(chosen), kind)}")
+            kind = kind[chosen]
+        return configs.read(kind, section, f"model.{name}", **derived)
 
     @cached_property
     def model(self) -> GPT4Video:
@@ -139,24 +176,15 @@ class Build:
         for name in towers.keys() - TOWERS:
             raise UserError(f"config: model has no tower {name!r}{nearest(name, TOWERS)}")
 
-        def tower(kind, name, **derived):
-            section = dict(towers.get(name, {}))
-            if isinstance(kind, dict):
-                chosen = section.pop("kind", next(iter(kind)))
-                if chosen not in tuple(kind):
-                    raise UserError(f"config: model.{name}.kind: unknown {chosen!r}{nearest(str(chosen), kind)}")
-                kind = kind[chosen]
-            return configs.read(kind, section, f"model.{name}", **derived)
-
         llm = self.llm
-        vision = tower(Vision, "vision")
-        autoencoder = tower(AUTOENCODERS, "autoencoder")
-        conditioner = tower(Conditioner, "conditioner", length=window + rows["query_tokens"])
+        vision = self._tower("vision", Vision)
+        autoencoder = self._tower("autoencoder", AUTOENCODERS)
+        conditioner = self._tower("conditioner", Conditioner, length=window + rows["query_tokens"])
         widths = {"latent_channels": autoencoder.latent_channels, "context_dim": conditioner.dim}
         abstractor = dict(towers.get("summarizer", {})).get("kind") == "abstractor"
         patches = {"patches": vision.patches} if abstractor else {}
-        summarizer = tower(SUMMARIZERS, "summarizer", llm_dim=llm.dim, **patches)
-        denoiser = tower(DENOISERS, "denoiser", **widths)
+        summarizer = self._tower("summarizer", SUMMARIZERS, llm_dim=llm.dim, **patches)
+        denoiser = self._tower("denoiser", DENOISERS, **widths)
         if denoiser.image_dim:
             raise UserError(
                 "config: model.denoiser.image_dim: image-to-video denoisers can be imported, run and exported, not trained"
@@ -176,7 +204,7 @@ class Build:
     @cached_property
     def shape(self) -> RowShape:
         """Sizes of a packed row."""
-        if self._alone:
+        if self.alone:
             derived = dict.fromkeys(("summary_tokens", "query_tokens", "clip_frames", "clip_size", "target_frames", "target_size"), 1)
             derived |= dict.fromkeys(("clips", "targets", "hazards"), 0)
         else:
@@ -209,6 +237,8 @@ class Build:
             raise UserError(f"config: losses.chunks is {chunks}; rows.tokens, {self.shape.tokens}, must be a multiple of it")
         if kind is Language:
             return Language(self.llm, spec, self.compute)
+        if kind is Denoising:
+            return Denoising(self.denoiser, spec, self.compute)
         if kind is Reconstruction and not isinstance(self.model.autoencoder, Autoencoder):
             raise UserError("config: objective 'reconstruction' trains only a model.autoencoder of kind 'blocks'")
         for slots in SLOTS.get(name, ()):
@@ -216,9 +246,9 @@ class Build:
                 raise UserError(f"config: rows.{slots} is 0; objective {name!r} needs 1 at least, used or not")
         if kind is Joint and spec.keep and not self.model.llm.lora:
             raise UserError("config: losses.keep stays near the LLM with LoRA off, and model.llm.lora is empty; set it to 0")
-        if kind in (Joint, Rendering):
+        if kind in (Joint, Rendering, Denoising):
             try:
-                process(self.model.denoiser.prediction, spec.time_shift)
+                process(self.denoiser.prediction, spec.time_shift)
             except ValueError as error:
                 raise UserError(f"config: losses.time_shift: {error}") from None
         return kind(self.model.autoencoder if kind is Reconstruction else self.model, spec, self.latents)
@@ -243,7 +273,7 @@ class Build:
         """How the trained model is used; times are shifted as in training."""
         shift = {"time_shift": self.objective.spec.time_shift} if isinstance(self.objective, Joint) else {}
         spec = configs.read(SampleSpec, self.sections.sample, "sample", **shift)
-        if not self._alone and self.model.denoiser.prediction == "epsilon":
+        if not self.alone and self.model.denoiser.prediction == "epsilon":
             try:
                 ddpm.schedule(spec.steps)
             except ValueError as error:
@@ -275,15 +305,25 @@ class Build:
                 f"config: rows.rows is {self.shape.rows}; it must be a multiple of {parts} "
                 "(step.micro_batches x mesh.replica x mesh.fsdp)"
             )
-        self._divides("context", "rows.tokens", self.shape.tokens)
+        self._split_over_context(self.shape.rows // parts)
         if self.sections.objective != "reconstruction":
-            towers = {"llm": self.llm} if self._alone else {name: getattr(self.model, name) for name in SPLIT}
+            towers = {self.alone: self.main[1]} if self.alone else {name: getattr(self.model, name) for name in SPLIT}
             for name, tower in towers.items():
                 for field in ("num_heads", "num_kv_heads"):
                     heads = getattr(tower, field, None)  # a UNet's follow from its channels, and are whole
                     if heads:
                         self._divides("tensor", f"model.{name}.{field}", heads)
         return spec
+
+    def _split_over_context(self, rows: int) -> None:
+        """`rows`: of a micro-batch on one device."""
+        if self.alone != "denoiser":
+            self._divides("context", "rows.tokens", self.shape.tokens)
+        if not self.alone:
+            frames = rows * self.shape.clips * self.shape.clip_frames
+            self._divides("context", "the number of frames that a device watches (of its rows, rows.clips x rows.clip_frames)", frames)
+        if self.alone != "llm" and isinstance(self.denoiser, Denoiser):
+            self._divides("context", "the number of patches of a clip to render", self.patches)
 
     def _divides(self, axis: str, name: str, length: int) -> None:
         size = self.mesh.shape[axis]

@@ -27,6 +27,8 @@ COMMANDS = {  # name -> (module in g4v_jax.commands, function, what it does)
     "export": ("weights", "export", "a run's or an imported tower's weights out, as published layouts"),
     "forward": ("weights", "forward", "one imported tower on given arrays: g4v forward DIR --inputs=in.npz --out=out.npz"),
     "check": ("check", "check", "build a config on virtual devices: fields, shapes, memory"),
+    "bench step": ("bench", "step", "time the train step here, or --against=transformers|peft|diffusers"),
+    "bench decode": ("bench", "decode", "time decoding here, or --against=transformers"),
     "plan": ("plan", "plan", "compile a config for machines that are not here: g4v plan --topology=v5p:4x4x8"),
 }
 

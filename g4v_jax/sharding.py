@@ -32,7 +32,9 @@ PARAMETERS = {
 ACTIVATIONS = {
     "rows": ("replica", "fsdp"),
     "sequence": "context",
-    "patches": None,  # lengths of the towers beside the LLM
+    "frames": ("replica", "fsdp", "context"),  # of all clips, where each is looked at alone
+    "latents": "context",  # patches of a clip to render
+    "patches": None,  # other lengths of the towers beside the LLM
     "keys": None,  # keys and values are gathered over context
     "heads": "tensor",
     "kv_heads": "tensor",

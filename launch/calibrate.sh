@@ -35,7 +35,7 @@ print("\n| run | topology | published MFU | bound | published / bound | limit | 
 ratios = []
 for run in sys.argv[2:]:
     plan = json.load(open(f"{sys.argv[1]}/{run}.json"))
-    topology, _, published, *_ = RUNS[run]
+    topology, _, published = RUNS[run]
     bound, memory = plan["bound"], plan["memory"]
     ratios.append(published / bound["mfu"])
     held = (memory["arguments"] + memory["temporaries"]) / 2**30

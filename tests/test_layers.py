@@ -16,6 +16,7 @@ LEVELS = (  # a file imports from its own room and from lower levels; rooms of o
     {"evals"},
     {"build"},
     {"plan"},
+    {"bench"},
     {"commands"},
     {"cli"},
     {"__main__"},

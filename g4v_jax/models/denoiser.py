@@ -22,6 +22,7 @@ from g4v_jax.sharding import constrain
 
 TIME_SCALE = 1000.0  # times in [0, 1] are embedded as Wan's 0..1000
 PLACE_OCTAVES = 4
+AXES = ("rows", "latents", "heads", "kv_heads")  # of attention from a clip's patches
 
 
 def _table(module: nn.Module, name: str, rows: int, dim: int) -> jax.Array:
@@ -58,12 +59,12 @@ class ImageAttention(Attention):
             y = self._linear(name, (self.num_heads, self.head_dim), ("embed", "heads", "head_dim"))(value)
             return constrain(y, "rows", length, "heads", "head_dim")
 
-        q = self._normalise("q_norm", project("q", x, "patches"))
+        q = self._normalise("q_norm", project("q", x, "latents"))
         out = 0.0
         for prefix, source in (("", context), ("image_", image)):
             k = self._normalise(f"{prefix}k_norm", project(f"{prefix}k", source, "keys"))
-            out = out + attend(q, k, project(f"{prefix}v", source, "keys"), kernel=self.kernel)
-        out = constrain(out, "rows", "patches", "heads", "head_dim")
+            out = out + attend(q, k, project(f"{prefix}v", source, "keys"), kernel=self.kernel, axes=AXES)
+        out = constrain(out, *AXES[:3], "head_dim")
         return self._linear("o", (x.shape[-1],), ("heads", "head_dim", "embed"))(out)
 
 
@@ -103,7 +104,7 @@ class Block(nn.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (modulation[:, i] for i in range(6))
         attention = dict(
             num_heads=self.num_heads, head_dim=self.head_dim, qk_norm="full", use_bias=True, norm_eps=self.norm_eps,
-            kernel=self.kernel,
+            kernel=self.kernel, length_axis=AXES[1],
         )  # fmt: skip
         norm = LayerNorm(self.norm_eps, affine=False)
         h, _ = Attention(**attention, name="attention")(_modulate(norm(x), shift, scale), theta=theta)
@@ -114,8 +115,8 @@ class Block(nn.Module):
         else:
             h = ImageAttention(**attention, name="cross_attention")(h, context, image)
         x = x + h
-        h = MLP(self.mlp_dim, "gelu_tanh", use_bias=True, name="mlp")(_modulate(norm(x), mlp_shift, mlp_scale))
-        return x + (h * mlp_gate[:, None]).astype(x.dtype), layer
+        h = MLP(self.mlp_dim, "gelu_tanh", use_bias=True, length_axis=AXES[1], name="mlp")(_modulate(norm(x), mlp_shift, mlp_scale))
+        return constrain(x + (h * mlp_gate[:, None]).astype(x.dtype), "rows", AXES[1], "embed"), layer
 
 
 class Denoiser(nn.Module):
@@ -164,7 +165,7 @@ class Denoiser(nn.Module):
         x, grid = self._patchify(latents)
         if max(grid) > self.max_side:
             raise ValueError(f"denoiser: {grid} patches; no side may exceed {self.max_side}")
-        x = Linear((self.dim,), ("channels", "embed"), use_bias=True, name="patch")(x)
+        x = constrain(Linear((self.dim,), ("channels", "embed"), use_bias=True, name="patch")(x), "rows", "latents", "embed")
         if self.absolute:
             x = x + Linear((self.dim,), ("channels", "embed"), name="place")(_places(grid).astype(x.dtype))
 

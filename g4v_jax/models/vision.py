@@ -14,6 +14,7 @@ from g4v_jax.nn.linear import Linear, zeros
 from g4v_jax.nn.mlp import ACTIVATIONS, MLP
 from g4v_jax.nn.norms import LayerNorm
 from g4v_jax.nn.stack import residual, scan
+from g4v_jax.sharding import constrain
 
 
 class Temporal(nn.Module):
@@ -60,10 +61,11 @@ class Block(nn.Module):
             change = Temporal(name="temporal")(x, self.clip_frames)
             x = x + change if self.clip_frames > 1 else x  # a picture passes by the adapter
         h = LayerNorm(self.norm_eps, name="attention_norm")(x)
-        h, _ = Attention(self.num_heads, self.head_dim, use_bias=True, kernel=self.kernel, name="attention")(h)
+        attention = dict(use_bias=True, kernel=self.kernel, rows_axis="frames")
+        h, _ = Attention(self.num_heads, self.head_dim, **attention, name="attention")(h)
         x = x + self._scaled("attention_scale", h)
         h = LayerNorm(self.norm_eps, name="mlp_norm")(x)
-        h = MLP(self.mlp_dim, self.activation, self.gated, use_bias=True, name="mlp")(h)
+        h = MLP(self.mlp_dim, self.activation, self.gated, use_bias=True, rows_axis="frames", name="mlp")(h)
         return x + self._scaled("mlp_scale", h), layer
 
     def _scaled(self, name: str, x: jax.Array) -> jax.Array:
@@ -122,7 +124,7 @@ class Vision(nn.Module):
         """
         if self.temporal and not self.class_token:
             raise ValueError("vision: temporal adapters need a class token")
-        x, dtype = self._stem(frames), frames.dtype
+        x, dtype = self._stem(constrain(frames, "frames", None, None, None)), frames.dtype
         x = x.reshape(x.shape[0], -1, self.dim)
         if self.class_token:
             init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed",))
@@ -144,7 +146,8 @@ class Vision(nn.Module):
             clip_frames=clip_frames if self.temporal else None,
         )
         x, _ = scan(Block, self.num_layers, self.remat, self.unroll, 0, **fields, name="layers")(x, None)
-        return LayerNorm(self.norm_eps, name="norm")(x) if self.final_norm else x
+        x = LayerNorm(self.norm_eps, name="norm")(x) if self.final_norm else x
+        return constrain(x, "rows", "patches", "embed")
 
     def _stem(self, x: jax.Array) -> jax.Array:
         """[X H W 3] -> [X h w D], one position a patch."""

@@ -30,7 +30,7 @@ def attend(
     v: jax.Array,
     mask: Packed | jax.Array | None = None,
     kernel: str = "auto",
-    axes: tuple[str | None, str | None, str | None] = ("patches", "heads", "kv_heads"),
+    axes: tuple[str | None, ...] = ("rows", "patches", "heads", "kv_heads"),
 ) -> jax.Array:
     """softmax(q·kᵀ/√d + mask)·v.
 
@@ -105,7 +105,8 @@ class Attention(nn.Module):
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
     fused: bool = False  # one map `qkv` for all three, heads unsplit: for self-attention without LoRA
-    length_axis: str = "patches"  # logical name of x's length: the LLM's is "sequence"
+    rows_axis: str = "rows"  # logical name of x's first axis
+    length_axis: str = "patches"  # and of its length: the LLM's is "sequence"
     kernel: str = "auto"  # see `kernels.choose`
     split_heads: bool = True  # over the mesh's tensor axis; False where their number rarely divides by it
 
@@ -131,7 +132,7 @@ class Attention(nn.Module):
 
         def project(name, value, length, heads, axis):
             y = self._linear(name, (heads, self.head_dim), ("embed", axis, "head_dim"))(value)
-            return constrain(y, "rows", length, axis, "head_dim")  # before keys are gathered, for the backward pass
+            return constrain(y, self.rows_axis, length, axis, "head_dim")  # before keys are gathered, for the backward pass
 
         if self.fused:
             qkv = project("qkv", x, self.length_axis, self.num_heads + 2 * kv_heads, None)
@@ -147,10 +148,10 @@ class Attention(nn.Module):
         if cache is not None:
             cache = Cache(write(cache.keys, k, index), write(cache.values, v, index))
             k, v = cache.keys, cache.values
-        k = constrain(k, "rows", "keys", kv_heads_axis, "head_dim")
-        v = constrain(v, "rows", "keys", kv_heads_axis, "head_dim")
-        axes = (self.length_axis, heads_axis, kv_heads_axis)
-        out = constrain(attend(q, k, v, mask, self.kernel, axes), "rows", self.length_axis, heads_axis, "head_dim")
+        k = constrain(k, self.rows_axis, "keys", kv_heads_axis, "head_dim")
+        v = constrain(v, self.rows_axis, "keys", kv_heads_axis, "head_dim")
+        axes = (self.rows_axis, self.length_axis, heads_axis, kv_heads_axis)
+        out = constrain(attend(q, k, v, mask, self.kernel, axes), *axes[:3], "head_dim")
         out = checkpoint_name(out, kernels.SAVED)
         return self._linear("o", (x.shape[-1],), (heads_axis, "head_dim", "embed"))(out), cache
 

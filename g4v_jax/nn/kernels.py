@@ -112,16 +112,16 @@ def splash(
     k: jax.Array,
     v: jax.Array,
     mask: Packed | None,
-    axes: tuple[str | None, str | None, str | None],
+    axes: tuple[str | None, ...],
     interpret: bool = False,
 ) -> jax.Array:
     """Splash attention (JAX's kernel for TPUs; Dao 2023 with blocks that a mask empties left out) on every device's part.
 
-    Shapes as in `attention.attend`. `axes`: logical names of the queries' length, of their heads and of the keys' heads;
+    Shapes as in `attention.attend`. `axes`: logical names of the rows, of the queries' length, of their heads and of the keys' heads;
     keys are whole along their length. Lengths that are no multiple of the kernel's blocks are padded. `interpret` runs it
     without a TPU, for tests. Needs `jax.set_mesh`.
     """
-    length_axis, heads_axis, kv_heads_axis = axes
+    rows_axis, length_axis, heads_axis, kv_heads_axis = axes
     length, keys = q.shape[1], k.shape[1]
     queries_over, heads_over = sharding.shards(length_axis), sharding.shards(heads_axis)
     more = _missing(length, LANES * queries_over), _missing(keys, LANES)
@@ -159,12 +159,12 @@ def splash(
         part,
         in_specs=(
             PartitionSpec() if same else kernel.manual_sharding_spec(NamedSharding(mesh, spec(heads_axis, length_axis))),
-            spec("rows", length_axis, heads_axis, None),
-            spec("rows", None, kv_heads_axis, None),
-            spec("rows", None, kv_heads_axis, None),
-            PartitionSpec() if ids is None else (spec("rows", length_axis), spec("rows", None)),
+            spec(rows_axis, length_axis, heads_axis, None),
+            spec(rows_axis, None, kv_heads_axis, None),
+            spec(rows_axis, None, kv_heads_axis, None),
+            PartitionSpec() if ids is None else (spec(rows_axis, length_axis), spec(rows_axis, None)),
         ),
-        out_specs=spec("rows", length_axis, heads_axis, None),
+        out_specs=spec(rows_axis, length_axis, heads_axis, None),
         check_vma=False,
     )(kernel, q, k, v, ids)
     return out[:, :length]

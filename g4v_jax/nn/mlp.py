@@ -24,6 +24,7 @@ class MLP(nn.Module):
     lora_rank: int = 0
     lora_alpha: float = 16.0
     fused: bool = False  # one map for gate and up, without LoRA
+    rows_axis: str = "rows"
     length_axis: str = "patches"
 
     @nn.compact
@@ -41,5 +42,5 @@ class MLP(nn.Module):
         return self._down(h, x, shared)
 
     def _down(self, h, x, shared):
-        h = constrain(h, "rows", self.length_axis, "mlp")
+        h = constrain(h, self.rows_axis, self.length_axis, "mlp")
         return Linear((x.shape[-1],), ("mlp", "embed"), name="down", **shared)(h)

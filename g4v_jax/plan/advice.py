@@ -9,7 +9,7 @@ from g4v_jax.build import Build
 from g4v_jax.plan.account import held, scores_of_attention
 from g4v_jax.plan.chips import GIB
 
-NAMES = {"trainable": "learned", "ema": "average"}  # of parts, where a user reads another word
+NAMES = {"trainable": "learned", "ema": "average", "llm": "LLM", "denoiser": "denoiser"}  # where a user reads another word
 CHUNKS = 8  # of a row, where scores over the vocabulary are large
 
 
@@ -24,12 +24,15 @@ def largest(build: Build, count: int = 4) -> list[str]:
     for part, path, size in held(build):
         if part != "batch":
             sizes[f"{NAMES.get(part, part)} {'/'.join(path)}"] += size
-    rows, tokens = rows_a_device(build), build.shape.tokens // build.mesh.shape["context"]
-    sizes["scores over the vocabulary"] = rows * tokens // getattr(build.objective.spec, "chunks", 1) * _vocabulary(build) * 4
-    sizes["scores of attention"] = rows * tokens * scores_of_attention(build, build.llm, build.shape.tokens) * 4
-    if build.llm.remat == "none":
-        width = build.llm.dim * 8 + build.llm.mlp_dim * 3 // build.mesh.shape["tensor"]
-        sizes["the LLM's layers, all kept"] = rows * tokens * build.llm.num_layers * width * build.compute.itemsize
+    name, tower = build.main
+    rows, length = rows_a_device(build), build.length
+    tokens = length // build.mesh.shape["context"]
+    if name == "llm":
+        sizes["scores over the vocabulary"] = rows * tokens // getattr(build.objective.spec, "chunks", 1) * _vocabulary(build) * 4
+    sizes["scores of attention"] = rows * tokens * scores_of_attention(build, tower, length) * 4
+    if tower.remat == "none":
+        width = tower.dim * 8 + tower.mlp_dim * 3 // build.mesh.shape["tensor"]
+        sizes[f"the {NAMES[name]}'s layers, all kept"] = rows * tokens * tower.num_layers * width * build.compute.itemsize
     return [f"{name} {size / GIB:.2f} GiB" for name, size in sizes.most_common(count)]
 
 
@@ -38,8 +41,9 @@ def remedies(build: Build) -> list[str]:
     rows, found = rows_a_device(build), []
     if rows > 1:
         found.append(f"step.micro_batches={build.step.micro_batches * rows} (one row a device at a time)")
-    if build.llm.remat != "full":
-        found.append('model.llm.remat="full"')
+    name, tower = build.main
+    if tower.remat != "full":
+        found.append(f'model.{name}.remat="full"')
     chunks = getattr(build.objective.spec, "chunks", 0)
     if chunks == 1 and build.shape.tokens % CHUNKS == 0:
         found.append(f"losses.chunks={CHUNKS}")

@@ -6,7 +6,6 @@ alone and is only good for putting candidates in order; what is reported of a fi
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 from ml_collections import ConfigDict
@@ -126,6 +125,8 @@ def activations(build: Build, candidate: Candidate) -> float:
 def scores(build: Build, candidate: Candidate) -> float:
     """Bytes a device of scores over the vocabulary, float32, with their gradient."""
     chunks = getattr(build.objective.spec, "chunks", 1) or 1
+    if build.alone == "denoiser":
+        return 0.0
     tokens = next(tokens for tower, tokens, _ in _stacks(build, candidate) if tower is build.llm)
     return 2 * 4 * tokens / chunks * build.tokenizer.vocab_size / build.mesh.shape["tensor"]
 
@@ -150,8 +151,8 @@ def transfers(build: Build, parameters: dict, candidate: Candidate) -> Iterator[
     for tower, tokens, _ in _stacks(build, candidate):
         states = micro * tokens * tower.num_layers * tower.dim * size
         yield sent("tensor", 4 * passes * states * (mesh["tensor"] - 1) / mesh["tensor"])
-        if tower is build.llm:
-            groups = (tower.num_kv_heads or tower.num_heads) / tower.num_heads
+        if tower is build.main[1]:
+            groups = (getattr(tower, "num_kv_heads", None) or tower.num_heads) / tower.num_heads
             yield sent("context", 3 * states * groups * (mesh["context"] - 1) / mesh["tensor"])
 
 
@@ -250,8 +251,7 @@ def _stacks(build: Build, candidate: Candidate) -> Iterator[tuple[object, float,
     """
     mesh = dict(candidate.mesh)
     rows = build.shape.rows / (mesh["replica"] * mesh["fsdp"] * candidate.micro_batches)
-    yield build.llm, rows * build.shape.tokens / mesh["context"], build.shape.tokens
+    yield build.main[1], rows * build.length / mesh["context"], build.length
     denoiser = build.model.denoiser if build.sections.objective == "joint" else None
     if hasattr(denoiser, "patch"):
-        patches = math.prod(side // patch for side, patch in zip(build.latent_shape, denoiser.patch))
-        yield denoiser, rows * build.shape.targets * patches, patches
+        yield denoiser, rows * build.shape.targets * build.patches / mesh["context"], build.patches
