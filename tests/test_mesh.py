@@ -154,7 +154,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(shape, message):
 def test_a_mesh_that_does_not_divide_a_parameter_names_it():
     config = tiny.config(model__llm__mlp_dim=30)
     config.mesh = {"fsdp": 2, "tensor": 4}
-    message = r"mesh: llm/layers/mlp/\w+/kernel \[2, \d+, \d+\] does not divide over P.*tensor"
+    message = r"mesh: llm/layers/mlp/\w+/kernel \[2, \d+, \d+\] does not divide over whole, .*tensor 4"
     with pytest.raises(UserError, match=message):
         Build(config).blueprint.shapes
 

@@ -50,7 +50,7 @@ class Blueprint:
             try:
                 shardings[path].shard_shape(x.shape)
             except ValueError:
-                raise UserError(f"mesh: {path} {list(x.shape)} does not divide over {shardings[path].spec}") from None
+                raise UserError(f"mesh: {path} {list(x.shape)} does not divide over {_split(shardings[path])}") from None
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
 
         unboxed = trees.flatten(nn.meta.unbox(self.boxed))
@@ -105,6 +105,12 @@ class Blueprint:
             # runs once: compiling it well would take three times as long as it saves
             quick = {"xla_backend_optimization_level": 0}
             return jax.jit(make, out_shardings=shardings, compiler_options=quick)(key)
+
+
+def _split(sharding: jax.sharding.NamedSharding) -> str:
+    """Axes of the mesh that a parameter lies over, with their sizes, by dimension."""
+    sizes = sharding.mesh.shape
+    return ", ".join("whole" if axis is None else f"{axis} {sizes[axis]}" for axis in sharding.spec)
 
 
 def _parameter_of(path: tuple, parameters: dict):
