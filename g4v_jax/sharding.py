@@ -66,12 +66,20 @@ def make_mesh(shape: dict[str, int], devices=None) -> Mesh:
         sizes[free[0]] = len(devices) // known
     types = (AxisType.Auto,) * len(AXES)
     slices = len({slice_of(device) for device in devices})
-    if slices == 1:
-        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
     if sizes[0] % slices:
         raise UserError(f"mesh: replica is {sizes[0]}; it must be a multiple of the {slices} slices, which it joins")
     within, across = (sizes[0] // slices, *sizes[1:]), (slices, *[1] * (len(AXES) - 1))
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), AXES, axis_types=types)
+
+    def laid(split: bool):
+        if slices == 1:
+            return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=split)
+        return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=split)
+
+    try:
+        laid_out = laid(False)
+    except NotImplementedError:  # on a torus: an axis that is no product of its sides lies over a part of one
+        laid_out = laid(True)
+    return Mesh(laid_out, AXES, axis_types=types)
 
 
 def slice_of(device) -> int:

@@ -182,10 +182,27 @@ def test_a_batch_lies_over_rows():
         assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {2}
 
 
-def test_slices_are_joined_by_replica_alone():
-    class Device(SimpleNamespace):
-        __hash__ = object.__hash__
+class Device(SimpleNamespace):
+    """What laying out a mesh asks a device for."""
 
+    __hash__ = object.__hash__
+
+
+def test_an_axis_may_lie_over_a_part_of_a_side_of_the_torus():
+    """2 x 128 on a torus of 4 x 4 x 16, where no sides multiply to 128."""
+    places = [(x, y, z) for z in range(16) for y in range(4) for x in range(4)]
+    devices = [
+        Device(id=i, slice_index=0, process_index=0, platform="tpu", device_kind="TPU v5", client=None, coords=list(place), core_on_chip=0)
+        for i, place in enumerate(places)
+    ]
+    mesh = make_mesh({"replica": 2, "fsdp": -1}, devices)
+    assert dict(mesh.shape) == {"replica": 2, "fsdp": 128, "context": 1, "tensor": 1}
+    assert len({tuple(device.coords) for device in mesh.devices.flat}) == 256
+    sides = [{device.coords[axis] for device in mesh.devices[0].flat} for axis in range(3)]
+    assert sorted(map(len, sides)) == [2, 4, 16] or sorted(map(len, sides)) == [4, 4, 8]
+
+
+def test_slices_are_joined_by_replica_alone():
     devices = [Device(id=i, slice_index=i % 2, process_index=0, platform="cpu", device_kind="cpu", client=None) for i in range(8)]
     mesh = make_mesh({"replica": 4, "fsdp": 1, "tensor": -1}, devices)
     assert dict(mesh.shape) == {"replica": 4, "fsdp": 1, "context": 1, "tensor": 2}
