@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from g4v_jax.nn.products import contract, score
 from g4v_jax.sharding import constrain
 
 
@@ -50,9 +51,6 @@ class Linear(nn.Module):
         def param(name, init, shape, axes):
             return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32).astype(x.dtype)
 
-        def contract(x, kernel, dims):
-            return jax.lax.dot_general(x, kernel, ((range(x.ndim - dims, x.ndim), range(dims)), ((), ())))
-
         y = contract(x, param("kernel", self.kernel_init(inputs), in_shape + self.outputs, self.axes), inputs)
         if self.use_bias:
             y = y + param("bias", nn.initializers.zeros_init(), self.outputs, out_axes)
@@ -96,8 +94,5 @@ class Embedding(nn.Module):
     def attend(self, x: jax.Array) -> jax.Array:
         """x [... D] -> logits [... V] float32, with the table kept as (V, D), the faster layout on CPU."""
 
-        def score(table):
-            return jnp.einsum("...d,vd->...v", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
-
-        logits = score(self.table)
-        return jnp.concatenate([logits, score(self.extra)], axis=-1) if self.added else logits
+        logits = score(x, self.table.astype(x.dtype))
+        return jnp.concatenate([logits, score(x, self.extra.astype(x.dtype))], axis=-1) if self.added else logits
