@@ -137,7 +137,7 @@ def test_kernels_count_what_every_block_of_every_device_does():
     q = np.zeros((4, 512, 4, 16), np.float32)
 
     def attention(mask):
-        return lambda q, w: kernels.splash(q, q, q, mask, ("sequence", "heads", "kv_heads"), interpret=True) @ w
+        return lambda q, w: kernels.splash(q, q, q, mask, ("rows", "sequence", "heads", "kv_heads"), interpret=True) @ w
 
     products = 2 * 2 * 4 * 4 * 512 * 512 * 16  # scores and values, of each row and head
     halves = kernels.Packed(np.ones((4, 512), np.int32))

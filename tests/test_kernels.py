@@ -31,7 +31,7 @@ def segments() -> jax.Array:
 
 @pytest.mark.parametrize("case", ["causal", "window", "both ways", "padded", "cross"])
 def test_splash_gives_the_values_and_gradients_of_the_plain_path(case, segments):
-    axes = ("sequence", "heads", "kv_heads")
+    axes = ("rows", "sequence", "heads", "kv_heads")
     q, k, v, direction = heads(4, 256, 4, 0), heads(4, 256, 2, 1), heads(4, 256, 2, 2), heads(4, 256, 4, 3)
     mask = Packed(segments)
     if case == "window":
@@ -42,7 +42,7 @@ def test_splash_gives_the_values_and_gradients_of_the_plain_path(case, segments)
         q, k, v, direction, mask = q[:, :202], k[:, :202], v[:, :202], direction[:, :202], Packed(segments[:, :202])
     elif case == "cross":
         q, k, v, direction, mask = q[:, :130], k[:, :70], v[:, :70], direction[:, :130], None
-        axes = ("patches", "heads", "kv_heads")
+        axes = ("rows", "latents", "heads", "kv_heads")
 
     def value(attention, q, k, v):
         return jnp.sum(attention(q, k, v) * direction)
