@@ -115,6 +115,21 @@ def test_what_has_no_peer_is_told():
             peers.check(library, "step", built(config))
 
 
+def test_a_comparison_with_another_optimizer_is_refused():
+    config = small("llm")
+    config.optimizer.name = "muon"
+    with pytest.raises(UserError, match="transformers's step takes AdamW; set optimizer.name"):
+        peers.check("transformers", "step", built(config))
+
+
+def test_sides_that_do_not_learn_the_same_are_told():
+    config = small("llm")
+    config.trainable = ("(?!llm/embedding/).*",)
+    about = {"config": config.to_dict(), "work": "step"}
+    with pytest.raises(UserError, match="the two sides differ: .* learned"):
+        turns.compare({"side": "ours", **about}, {"side": "transformers", **about}, pairs=1, steps=1)
+
+
 def test_a_side_that_cannot_start_says_why():
     with pytest.raises(UserError, match="model.llm has no field 'widht'"):
         config = small("llm").to_dict()

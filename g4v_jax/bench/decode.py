@@ -1,13 +1,12 @@
 """Greedy decoding of a language model alone under the clock."""
 
-import time
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from g4v_jax import rng, sharding, trees
+from g4v_jax.bench.clock import timed
 from g4v_jax.build import Build
 from g4v_jax.infer.decode import Decoder
 from g4v_jax.weights.forward import FORWARD, example
@@ -34,10 +33,4 @@ class Decoding:
 
     def run(self, times: int) -> list[float]:
         """Seconds of each of so many answers, prompts read and all."""
-        seconds = []
-        for _ in range(times):
-            started = time.perf_counter()
-            self.decoder.greedy(self.prompts, self.new)
-            seconds.append(time.perf_counter() - started)
-        return seconds
-
+        return timed(lambda: self.decoder.greedy(self.prompts, self.new), times)

@@ -6,16 +6,20 @@ documents as fast: scaled-dot-product attention, torch's fused AdamW, gradients 
 """
 
 import importlib.util
-import time
 from collections.abc import Callable
+from functools import partial
 
+from g4v_jax import config as configs
+from g4v_jax.bench.clock import timed
 from g4v_jax.build import Build
 from g4v_jax.errors import UserError
-from g4v_jax.weights import llm, wan
+from g4v_jax.models.llm import ATTENTION_LORA
+from g4v_jax.train.optim import Optimizer
+from g4v_jax.weights import adapter, llm, wan
 
 TOWER = {"transformers": "llm", "peft": "llm", "diffusers": "denoiser"}  # that a library has a peer of
 WORK = {"step": tuple(TOWER), "decode": ("transformers",)}
-LORA_MAPS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
+LORA_MAPS = {ours: theirs for theirs, ours in adapter.MAPS.items() if ours in ATTENTION_LORA}
 
 
 def check(library: str, work: str, build: Build) -> None:
@@ -28,17 +32,18 @@ def check(library: str, work: str, build: Build) -> None:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"bench: {name} is not installed: pip install '.[parity]'")
     if tower == "llm":
-        module, trained = build.llm, build.sections.trainable != (".*",)
-        family = next((one for one in llm.FAMILIES if one.fits(module) is None), None)
-        if family is None or module.added_tokens:
+        module = build.llm
+        if _family(module) is None or module.added_tokens:
             raise UserError(f"bench: {library} has no language model of this config's layout")
         if work == "step" and bool(module.lora) != (library == "peft"):
             raise UserError(f"bench: {library} {'trains LoRA: set model.llm.lora' if library == 'peft' else 'knows no LoRA: compare with peft'}")
-        if library == "peft" and ("mlp" in module.lora or not trained):
-            raise UserError("bench: peft's step trains LoRA of q, k, v and o alone, and nothing beside it (trainable)")
+        if library == "peft" and "mlp" in module.lora:
+            raise UserError("bench: peft's step trains LoRA of q, k, v and o alone")
+    if work == "step" and _optimizer(build).name != "adamw":
+        raise UserError(f"bench: {library}'s step takes AdamW; set optimizer.name to adamw")
 
 
-def side(about: dict, build: Build) -> tuple[int, Callable[[int], list[float]]]:
+def side(about: dict, build: Build) -> tuple[dict[str, int], Callable[[int], list[float]]]:
     """As `worker._side`. Raises UserError as `check` does."""
     library, work = about["side"], about["work"]
     check(library, work, build)
@@ -48,28 +53,26 @@ def side(about: dict, build: Build) -> tuple[int, Callable[[int], list[float]]]:
     model = _denoiser(build) if TOWER[library] == "denoiser" else _language_model(build)
     if library == "peft":
         model = _with_lora(model, build)
-    count = sum(parameter.numel() for parameter in model.parameters())
+    count = {"parameters": sum(one.numel() for one in model.parameters())}
     if work == "decode":
-        return count, _timed(_generate(model.eval(), build, about))
-    return count, _timed(_step(model.train(), build, _diffuse if TOWER[library] == "denoiser" else _tell))
+        return count, partial(timed, _generate(model.eval(), build, about))
+    count["learned"] = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    return count, partial(timed, _step(model.train(), build, _diffuse if TOWER[library] == "denoiser" else _tell))
 
 
-def _timed(once: Callable[[], None]) -> Callable[[int], list[float]]:
-    def run(times: int) -> list[float]:
-        seconds = []
-        for _ in range(times):
-            started = time.perf_counter()
-            once()
-            seconds.append(time.perf_counter() - started)
-        return seconds
+def _family(module):
+    """The published layout of a language model, None where it has none."""
+    return next((one for one in llm.FAMILIES if one.fits(module) is None), None)
 
-    return run
+
+def _optimizer(build: Build) -> Optimizer:
+    return configs.read(Optimizer, build.sections.optimizer, "optimizer")
 
 
 def _language_model(build: Build):
     import transformers
 
-    family = next(one for one in llm.FAMILIES if one.fits(build.llm) is None)
+    family = _family(build.llm)
     settings = family.config(build.llm)
     config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
     config._attn_implementation = "sdpa"
@@ -103,17 +106,17 @@ def _step(model, build: Build, loss: Callable) -> Callable[[], None]:
     """One step of training: loss, gradients, clipping, AdamW."""
     import torch
 
-    spec = build.sections.optimizer
+    spec = _optimizer(build)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        learned, lr=spec["learning_rate"], betas=(0.9, 0.95), weight_decay=spec.get("weight_decay", 0.0), fused=True
+        learned, lr=spec.learning_rate, betas=(spec.b1, spec.b2), eps=spec.eps, weight_decay=spec.weight_decay, fused=True
     )
     inputs = loss(model, build)
 
     def once() -> None:
         optimizer.zero_grad(set_to_none=True)
         inputs().backward()
-        torch.nn.utils.clip_grad_norm_(learned, spec.get("clip_norm", 1.0))
+        torch.nn.utils.clip_grad_norm_(learned, spec.clip_norm)
         optimizer.step()
 
     return once

@@ -5,7 +5,6 @@ May hold what is run and how it is timed; what others run beside it is in `peers
 
 import dataclasses
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from g4v_jax import rng, trees
+from g4v_jax.bench.clock import timed
 from g4v_jax.build import Build
 from g4v_jax.errors import UserError
 from g4v_jax.plan import hlo
@@ -35,28 +35,22 @@ class Step:
     def __init__(self, build: Build):
         build.step  # rows, heads and tokens divide, or the user is told
         self.build = build
-        self.blueprint, self.optimizer = build.blueprint, build.optimizer
-        self.shapes = self.blueprint.state_shapes(self.optimizer)
-        self.step = jit_step(make_step(build.objective, self.optimizer, build.step, seed=0), self.shapes)
+        self.shapes = build.blueprint.state_shapes(build.optimizer)
+        self.step = jit_step(make_step(build.objective, build.optimizer, build.step, seed=0), self.shapes)
         self.frozen = _frozen(build)
         self.batch = chance_batch(build)
-        self.state = self.create()
-
-    def create(self):
-        """A first state."""
-        return self.blueprint.create(rng.stream(0, "init"), self.optimizer)
+        self.state = build.blueprint.create(rng.stream(0, "init"), build.optimizer)
 
     def run(self, steps: int) -> list[float]:
         """Seconds of each of `steps` steps in a loop written by hand, every one of them waited for."""
-        seconds = []
         with jax.set_mesh(self.build.mesh):
             batch = put_whole_batch(self.batch, self.build.mesh)
-            for _ in range(steps):
-                started = time.perf_counter()
+
+            def once():
                 self.state, metrics = self.step(self.state, self.frozen, batch)
                 jax.block_until_ready(metrics)
-                seconds.append(time.perf_counter() - started)
-        return seconds
+
+            return timed(once, steps)
 
     def run_by_loop(self, steps: int) -> dict:
         """`Stopwatch.report` of the loop that `g4v train` runs, over `steps` steps and one before them; nothing is saved."""

@@ -60,8 +60,9 @@ def compare(ours: dict, theirs: dict, pairs: int, steps: int, say=print) -> dict
     seconds to ours of a pair, above 1 where ours is the faster; "memory": our peak to theirs}.
     """
     with Side(ours) as a, Side(theirs) as b:
-        if a.about["parameters"] != b.about["parameters"]:
-            raise UserError(f"the two sides differ: {a.about['parameters']:,} and {b.about['parameters']:,} parameters")
+        for name, count in a.about.items():
+            if count != b.about[name]:
+                raise UserError(f"the two sides differ: {count:,} and {b.about[name]:,} {name}")
         medians, peaks = {a: [], b: []}, {}
         for pair in range(pairs):
             for side in (a, b) if pair % 2 == 0 else (b, a):

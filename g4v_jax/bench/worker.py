@@ -19,22 +19,21 @@ def main(about: dict) -> int:
     talk = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not be taken for an answer
     try:
-        parameters, run = _side(about)
-        run(1)  # compiles, and touches all memory once
+        counts, run = _side(about)
+        run(2)  # compiles, and touches all memory
     except UserError as error:
         print(f"g4v: error: {error}", file=sys.stderr)
         return 2
-    run(1)
     _forget_peak()
-    print(json.dumps({"parameters": parameters}), file=talk, flush=True)
+    print(json.dumps(counts), file=talk, flush=True)
     for line in sys.stdin:
         seconds = run(int(line))
         print(json.dumps({"seconds": seconds, "peak": _peak()}), file=talk, flush=True)
     return 0
 
 
-def _side(about: dict) -> tuple[int, Callable[[int], list[float]]]:
-    """(parameters, what runs so many steps and gives the seconds of each)."""
+def _side(about: dict) -> tuple[dict[str, int], Callable[[int], list[float]]]:
+    """({"parameters", of a step also "learned" ones}, what runs so many steps and gives the seconds of each)."""
     from ml_collections import ConfigDict
 
     from g4v_jax.build import Build
@@ -48,12 +47,12 @@ def _side(about: dict) -> tuple[int, Callable[[int], list[float]]]:
         from g4v_jax.bench.decode import Decoding
 
         decoding = Decoding(build, about["batch"], about["prompt"], about["new"])
-        return decoding.parameters, decoding.run
+        return {"parameters": decoding.parameters}, decoding.run
     from g4v_jax import trees
     from g4v_jax.bench.step import Step
 
     step = Step(build)
-    return trees.count(build.blueprint.shapes), step.run
+    return {"parameters": trees.count(build.blueprint.shapes), "learned": trees.count(step.shapes.trainable)}, step.run
 
 
 def _forget_peak() -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from g4v_jax.diffusion.process import process
+from g4v_jax.diffusion.process import Process, process
 from g4v_jax.losses.generation import flow_matching
 from g4v_jax.models.denoiser import Denoiser
 from g4v_jax.types import Array, Batch, Term
@@ -46,7 +46,7 @@ class Denoising:
 
     def draw(self, row_keys: Array) -> tuple[Array, ...]:
         """(latents, noise, times, context) of each row, f32."""
-        spec, way = self.spec, process(self.denoiser.prediction, self.spec.time_shift)
+        spec, way = self.spec, self._way
         latents = (*spec.latents, self.denoiser.latent_channels)
 
         def one(key):
@@ -66,14 +66,16 @@ class Denoising:
         noisy, target, times, context = self._noised(draws)
         with jax.named_scope("denoiser"):
             made = self.denoiser.apply({"params": params["denoiser"]}, noisy, times, context)
-        way = process(self.denoiser.prediction, self.spec.time_shift)
-        estimate = way.estimate(made.astype(jnp.float32), noisy.astype(jnp.float32), times)
+        estimate = self._way.estimate(made.astype(jnp.float32), noisy.astype(jnp.float32), times)
         slots = jnp.ones(target.shape[:1] + (1,), bool)
         return {"generation": flow_matching(estimate[:, None, None], target[:, None, None], slots)}
+
+    @property
+    def _way(self) -> Process:
+        return process(self.denoiser.prediction, self.spec.time_shift)
 
     def _noised(self, draws: tuple[Array, ...]) -> tuple[Array, ...]:
         """(noisy latents [B t h w c], target f32 of the same shape, times f32 [B], context [B N D])."""
         latents, noise, times, context = draws
-        way = process(self.denoiser.prediction, self.spec.time_shift)
-        noisy = way.interpolate(latents, noise, times)
-        return noisy.astype(self.dtype), way.target(latents, noise), times, context.astype(self.dtype)
+        noisy = self._way.interpolate(latents, noise, times)
+        return noisy.astype(self.dtype), self._way.target(latents, noise), times, context.astype(self.dtype)

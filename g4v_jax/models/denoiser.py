@@ -104,7 +104,7 @@ class Block(nn.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (modulation[:, i] for i in range(6))
         attention = dict(
             num_heads=self.num_heads, head_dim=self.head_dim, qk_norm="full", use_bias=True, norm_eps=self.norm_eps,
-            kernel=self.kernel, length_axis=AXES[1],
+            kernel=self.kernel, length_axis="latents",
         )  # fmt: skip
         norm = LayerNorm(self.norm_eps, affine=False)
         h, _ = Attention(**attention, name="attention")(_modulate(norm(x), shift, scale), theta=theta)
@@ -115,8 +115,8 @@ class Block(nn.Module):
         else:
             h = ImageAttention(**attention, name="cross_attention")(h, context, image)
         x = x + h
-        h = MLP(self.mlp_dim, "gelu_tanh", use_bias=True, length_axis=AXES[1], name="mlp")(_modulate(norm(x), mlp_shift, mlp_scale))
-        return constrain(x + (h * mlp_gate[:, None]).astype(x.dtype), "rows", AXES[1], "embed"), layer
+        h = MLP(self.mlp_dim, "gelu_tanh", use_bias=True, length_axis="latents", name="mlp")(_modulate(norm(x), mlp_shift, mlp_scale))
+        return constrain(x + (h * mlp_gate[:, None]).astype(x.dtype), "rows", "latents", "embed"), layer
 
 
 class Denoiser(nn.Module):

@@ -117,8 +117,8 @@ def splash(
 ) -> jax.Array:
     """Splash attention (JAX's kernel for TPUs; Dao 2023 with blocks that a mask empties left out) on every device's part.
 
-    Shapes as in `attention.attend`. `axes`: logical names of the rows, of the queries' length, of their heads and of the keys' heads;
-    keys are whole along their length. Lengths that are no multiple of the kernel's blocks are padded. `interpret` runs it
+    Shapes as in `attention.attend`. `axes`: logical names of the rows, of the queries' length, of their heads and of the keys'
+    heads; keys are whole along their length. Lengths that are no multiple of the kernel's blocks are padded. `interpret` runs it
     without a TPU, for tests. Needs `jax.set_mesh`.
     """
     rows_axis, length_axis, heads_axis, kv_heads_axis = axes

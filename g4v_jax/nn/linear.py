@@ -93,6 +93,5 @@ class Embedding(nn.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """x [... D] -> logits [... V] float32, with the table kept as (V, D), the faster layout on CPU."""
-
         logits = score(x, self.table.astype(x.dtype))
         return jnp.concatenate([logits, score(x, self.extra.astype(x.dtype))], axis=-1) if self.added else logits

@@ -9,7 +9,7 @@ from g4v_jax.build import Build
 from g4v_jax.plan.account import held, scores_of_attention
 from g4v_jax.plan.chips import GIB
 
-NAMES = {"trainable": "learned", "ema": "average", "llm": "LLM", "denoiser": "denoiser"}  # where a user reads another word
+NAMES = {"trainable": "learned", "ema": "average", "llm": "LLM"}  # where a user reads another word
 CHUNKS = 8  # of a row, where scores over the vocabulary are large
 
 
@@ -32,7 +32,7 @@ def largest(build: Build, count: int = 4) -> list[str]:
     sizes["scores of attention"] = rows * tokens * scores_of_attention(build, tower, length) * 4
     if tower.remat == "none":
         width = tower.dim * 8 + tower.mlp_dim * 3 // build.mesh.shape["tensor"]
-        sizes[f"the {NAMES[name]}'s layers, all kept"] = rows * tokens * tower.num_layers * width * build.compute.itemsize
+        sizes[f"the {NAMES.get(name, name)}'s layers, all kept"] = rows * tokens * tower.num_layers * width * build.compute.itemsize
     return [f"{name} {size / GIB:.2f} GiB" for name, size in sizes.most_common(count)]
 
 

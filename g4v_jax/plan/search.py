@@ -124,9 +124,9 @@ def activations(build: Build, candidate: Candidate) -> float:
 
 def scores(build: Build, candidate: Candidate) -> float:
     """Bytes a device of scores over the vocabulary, float32, with their gradient."""
-    chunks = getattr(build.objective.spec, "chunks", 1) or 1
     if build.alone == "denoiser":
         return 0.0
+    chunks = getattr(build.objective.spec, "chunks", 1) or 1
     tokens = next(tokens for tower, tokens, _ in _stacks(build, candidate) if tower is build.llm)
     return 2 * 4 * tokens / chunks * build.tokenizer.vocab_size / build.mesh.shape["tensor"]
 
@@ -151,9 +151,8 @@ def transfers(build: Build, parameters: dict, candidate: Candidate) -> Iterator[
     for tower, tokens, _ in _stacks(build, candidate):
         states = micro * tokens * tower.num_layers * tower.dim * size
         yield sent("tensor", 4 * passes * states * (mesh["tensor"] - 1) / mesh["tensor"])
-        if tower is build.main[1]:
-            groups = (getattr(tower, "num_kv_heads", None) or tower.num_heads) / tower.num_heads
-            yield sent("context", 3 * states * groups * (mesh["context"] - 1) / mesh["tensor"])
+        groups = (getattr(tower, "num_kv_heads", None) or tower.num_heads) / tower.num_heads
+        yield sent("context", 3 * states * groups * (mesh["context"] - 1) / mesh["tensor"])
 
 
 def search(
