@@ -35,7 +35,7 @@ def get_config(argument: str = "model") -> ConfigDict:
     config.optimizer = dict(name="muon", learning_rate=2e-3, muon_learning_rate=0.008, muon_steps=4, warmup_steps=50,
                             multipliers=dict(denoiser=2.5))
     config.step = dict(ema_decay=0.99)
-    config.train = dict(steps=1100, log_every=50, checkpoint_every=300)
+    config.train = dict(steps=1200, log_every=50, checkpoint_every=300)
     config.sample = dict(steps=16, guidance=3.0)
     config.evaluate = dict(captions=200, meteor=False, questions=0, generations=200, baselines=32, hazards=64, safety=60)
     if stage == "autoencoder":
