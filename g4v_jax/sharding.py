@@ -117,6 +117,11 @@ def platform() -> str:
     return "none" if device is None else device.platform
 
 
+def on_one_cpu() -> bool:
+    """Whether the current mesh (`jax.set_mesh`) is one device, a CPU."""
+    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size == 1
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Constrain an activation by logical names, one a dimension. Needs `jax.set_mesh`; an unknown name raises."""
     if len(names) != x.ndim:

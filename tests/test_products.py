@@ -1,4 +1,4 @@
-"""Products with gradients of their own, against those that JAX makes."""
+"""Products of two matrices, as one CPU takes them, against those of all axes that every other machine takes."""
 
 import jax
 import jax.numpy as jnp
@@ -9,42 +9,53 @@ from tiny import normal
 from g4v_jax import sharding
 from g4v_jax.nn import products
 
-pytestmark = pytest.mark.usefixtures("one_device")
+ONE, ALL = "matrices", "all axes"
+
+
+def mesh_of(which: str):
+    """A context in which products are of two matrices, or of all axes."""
+    mesh = sharding.one_device()
+    if which == ONE:
+        return jax.set_mesh(mesh)
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(mesh.axis_sizes, mesh.axis_names, mesh.axis_types))
+
+
+def both_ways(product, x, other):
+    """(values, gradients by both operands) in each context."""
+    for which in (ONE, ALL):
+        with mesh_of(which):
+            yield product(x, other), jax.grad(lambda x, other: jnp.sum(jnp.sin(product(x, other))), argnums=(0, 1))(x, other)
 
 
 @pytest.mark.parametrize("shapes, dims", [(((2, 3, 5), (5, 7)), 1), (((2, 3, 4, 5), (4, 5, 6)), 2), (((3, 5), (5, 2, 4)), 1)])
-def test_a_products_own_gradients_are_jaxs(shapes, dims):
+def test_a_product_of_matrices_is_that_of_all_axes(shapes, dims):
     x, kernel = (jnp.asarray(normal(*shape)) for shape in shapes)
-
-    def gradients(product):
-        return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(product(x, kernel, dims))), argnums=(0, 1))(x, kernel)
-
-    np.testing.assert_array_equal(products._contract(x, kernel, dims), products._plain_contract(x, kernel, dims))
-    for ours, jaxs in zip(gradients(products._contract), gradients(products._plain_contract)):
-        np.testing.assert_allclose(ours, jaxs, rtol=2e-5, atol=2e-5)
+    (ours, our_gradients), (wanted, gradients) = both_ways(lambda x, kernel: products.contract(x, kernel, dims), x, kernel)
+    np.testing.assert_allclose(ours, wanted, rtol=2e-5, atol=2e-5)
+    for one, other in zip(our_gradients, gradients):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 2e-5), (jnp.bfloat16, 2e-2)])
-def test_a_scores_own_gradients_are_jaxs(dtype, tolerance):
+def test_a_score_of_matrices_is_that_of_all_axes(dtype, tolerance):
     x, table = jnp.asarray(normal(2, 3, 5), dtype), jnp.asarray(normal(7, 5), dtype)
-
-    def gradients(product):
-        return jax.grad(lambda x, table: jnp.sum(jnp.sin(product(x, table))), argnums=(0, 1))(x, table)
-
-    assert products._score(x, table).dtype == jnp.float32
-    for ours, jaxs in zip(gradients(products._score), gradients(products._plain_score)):
-        assert ours.dtype == jaxs.dtype == dtype
-        np.testing.assert_allclose(np.float32(ours), np.float32(jaxs), rtol=tolerance, atol=tolerance)
+    (ours, our_gradients), (wanted, gradients) = both_ways(products.score, x, table)
+    assert ours.dtype == wanted.dtype == jnp.float32
+    np.testing.assert_allclose(ours, wanted, rtol=tolerance, atol=tolerance)
+    for one, other in zip(our_gradients, gradients):
+        assert one.dtype == other.dtype == dtype
+        np.testing.assert_allclose(np.float32(one), np.float32(other), rtol=tolerance, atol=tolerance)
 
 
-def test_the_cpu_takes_its_own_rule_and_arithmetic_without_devices_the_plain_one():
-    shapes = jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((3, 4), jnp.float32)
-    mesh = sharding.one_device()
+@pytest.mark.parametrize("which, axes", [(ONE, 2), (ALL, 3)])
+def test_one_cpu_takes_matrices_and_any_other_machine_all_axes(which, axes):
+    x, kernel = jax.ShapeDtypeStruct((2, 5, 3), jnp.float32), jax.ShapeDtypeStruct((3, 4), jnp.float32)
+    with mesh_of(which):
+        steps = jax.make_jaxpr(lambda x, kernel: products.contract(x, kernel, 1))(x, kernel).eqns
+    (product,) = [step for step in steps if step.primitive.name == "dot_general"]
+    assert product.invars[0].aval.ndim == axes
 
-    def text():
-        return str(jax.make_jaxpr(lambda x, kernel: products.contract(x, kernel, 1))(*shapes))
 
-    with jax.set_mesh(mesh):
-        assert "custom_vjp" in text()
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(mesh.axis_sizes, mesh.axis_names, mesh.axis_types)):
-        assert "custom_vjp" not in text()
+def test_several_cpus_take_all_axes():
+    with jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:2]), ("fsdp",))):
+        assert sharding.platform() == "cpu" and not sharding.on_one_cpu()
