@@ -46,7 +46,7 @@ def get_config(stage: str = "model") -> ConfigDict:
     config.model.summarizer = dict(dim=192, mlp_dim=576, num_layers=2, num_heads=4, num_queries=8,
                                    output_scale=0.1, unroll=2)
     lora = dict(lora=("q", "v"), lora_rank=16, lora_alpha=32.0)
-    config.model.llm = dict(sizes.SMOLLM2_135M, added_tokens=8) | ({} if stage == "scratch" else lora)
+    config.model.llm = dict(sizes.SMOLLM2_135M, added_tokens=8, unroll=30) | ({} if stage == "scratch" else lora)
     if stage == "autoencoder":
         return config
     config.data.mixture = dict(caption=0.55, generate=0.25, dialogue=0.2)

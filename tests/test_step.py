@@ -238,6 +238,18 @@ def test_cross_entropy_counts_weighted_targets():
     assert float(term.sum) == pytest.approx(expected, rel=1e-5) and float(term.count) == 3.5
 
 
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_a_token_losses_gradient_is_softmax_less_the_target(cpus):
+    logits, targets = normal(2, 3, 5) * 4, np.array([[0, 4, 2], [1, 1, 3]])
+    weights = np.array([[1, 0, 0.5], [0, 0, 2]], np.float32)
+    with jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:cpus]), ("fsdp",))):
+        losses, back = jax.vjp(token_losses, jnp.asarray(logits), jnp.asarray(targets))
+        found = back(jnp.asarray(weights))[0]
+    softmax = np.exp(np.float64(logits)) / np.exp(np.float64(logits)).sum(-1, keepdims=True)
+    np.testing.assert_allclose(losses, -np.log(np.take_along_axis(softmax, targets[..., None], -1)[..., 0]), rtol=1e-5)
+    np.testing.assert_allclose(found, weights[..., None] * (softmax - np.eye(5)[targets]), rtol=1e-5, atol=1e-6)
+
+
 def test_scoring_in_chunks_changes_neither_losses_nor_gradients_but_what_is_held():
     states, table, targets = normal(2, 12, 8), normal(8, 50), np.arange(24).reshape(2, 12)
 

@@ -10,14 +10,38 @@ import jax
 import jax.numpy as jnp
 
 from g4v_jax.models.llm import LLM
+from g4v_jax.sharding import on_one_cpu
 from g4v_jax.types import Term
 
 
+@jax.custom_vjp
 def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """logits f32 [B S V], targets i32 [B S] -> nats f32 [B S]."""
-    # a masked sum, whose gradient is no scatter
-    hit = jnp.arange(logits.shape[-1]) == targets[..., None]
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+    """logits f32 [B S V], targets i32 [B S] -> nats f32 [B S].
+
+    Its gradient keeps the logits alone and makes the softmax again: JAX's own keeps it beside them.
+    """
+    return _token_losses(logits, targets)[0]
+
+
+def _token_losses(logits, targets):
+    norm = jax.nn.logsumexp(logits, axis=-1)
+    if on_one_cpu():
+        own = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    else:  # a sum: a vocabulary that lies over several devices is not gathered
+        own = jnp.sum(jnp.where(_hit(logits, targets), logits, 0.0), axis=-1)
+    return norm - own, (logits, targets, norm)
+
+
+def _token_losses_backward(kept, g):
+    logits, targets, norm = kept
+    return g[..., None] * (jnp.exp(logits - norm[..., None]) - _hit(logits, targets)), None
+
+
+def _hit(logits, targets):
+    return jnp.arange(logits.shape[-1]) == targets[..., None]
+
+
+token_losses.defvjp(_token_losses, _token_losses_backward)
 
 
 def token_divergences(reference: jax.Array, logits: jax.Array) -> jax.Array:

@@ -1,5 +1,8 @@
 """Feed-forward layers: plain and gated."""
 
+import math
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 
@@ -33,14 +36,19 @@ class MLP(nn.Module):
         shared = dict(use_bias=self.use_bias, lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
         if self.fused:
             both = Linear((2, self.mlp_dim), ("embed", None, "mlp"), name="gate_up", **shared)(x)
-            return self._down(act(both[..., 0, :]) * both[..., 1, :], x, shared)
+            return self._down(_activate(act, both[..., 0, :], both[..., 1, :]), x, shared)
         h = Linear((self.mlp_dim,), ("embed", "mlp"), name="up", **shared)(x)
         if self.gated:
-            h = act(Linear((self.mlp_dim,), ("embed", "mlp"), name="gate", **shared)(x)) * h
-        else:
-            h = act(h)
-        return self._down(h, x, shared)
+            gate = Linear((self.mlp_dim,), ("embed", "mlp"), name="gate", **shared)(x)
+            return self._down(_activate(act, gate, h), x, shared)
+        return self._down(_activate(act, h), x, shared)
 
     def _down(self, h, x, shared):
         h = constrain(h, self.rows_axis, self.length_axis, "mlp")
         return Linear((x.shape[-1],), ("mlp", "embed"), name="down", **shared)(h)
+
+
+def _activate(act: Callable, x: jax.Array, *times: jax.Array) -> jax.Array:
+    """act(x), by `times` where given. For the gradient only what goes in is kept: the steps of an activation are up to five
+    arrays as wide, and cheap to make again."""
+    return jax.checkpoint(lambda x, *times: math.prod(times, start=act(x)))(x, *times)

@@ -1,4 +1,9 @@
-"""Normalisations, computed in float32 whatever the dtype of the activations."""
+"""Normalisations, computed in float32 whatever the dtype of the activations.
+
+For the gradient only what they are given is kept, in its own dtype: the rest is cheap to make again.
+"""
+
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -14,9 +19,14 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
         scale = self.param("scale", init, x.shape[-1:], jnp.float32)
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-        return (y * scale).astype(x.dtype)
+        return _rms(x, scale, self.epsilon)
+
+
+@partial(jax.checkpoint, static_argnums=2)
+def _rms(x, scale, epsilon):
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+    return (y * scale).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -27,15 +37,20 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-        if self.affine:
-            ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
-            y = y * self.param("scale", ones, x.shape[-1:], jnp.float32)
-            y = y + self.param("bias", zeros, x.shape[-1:], jnp.float32)
-        return y.astype(x.dtype)
+        if not self.affine:
+            return _layer(x, None, None, self.epsilon)
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
+        scale = self.param("scale", ones, x.shape[-1:], jnp.float32)
+        return _layer(x, scale, self.param("bias", zeros, x.shape[-1:], jnp.float32), self.epsilon)
+
+
+@partial(jax.checkpoint, static_argnums=3)
+def _layer(x, scale, bias, epsilon):
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+    return (y if scale is None else y * scale + bias).astype(x.dtype)
 
 
 class GroupNorm(nn.Module):
