@@ -13,10 +13,6 @@ from g4v_jax.train.state import TrainState
 from g4v_jax.types import Array, Batch, Term
 
 
-# sums are fused with what is summed, which is then never written, in place of a library's call: a quarter less memory
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-
-
 class Objective(Protocol):
     """What is minimised: named (sum, count) terms and their weights. Pure."""
 
@@ -83,14 +79,8 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, spe
 
 def jit_step(step: Callable, state: TrainState) -> Callable:
     """A step as one program, of states with the shapes and shardings of `state`, which it takes over."""
-    platform = next(iter(state.step.sharding.device_set)).platform
     # shardings out as in: a state that came back laid out otherwise would compile the step again
-    return jax.jit(
-        step,
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None),
-        compiler_options=CPU_OPTIONS if platform == "cpu" else None,
-    )
+    return jax.jit(step, donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None))
 
 
 def _sum_over(function: Callable, pieces):
