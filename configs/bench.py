@@ -36,7 +36,8 @@ def get_config(stage: str = "llm") -> ConfigDict:
         config.init = dict(llm="towers/smollm2")
     if stage == "dit":
         config.objective = "denoising"
-        config.model = dict(denoiser=dict(dim=384, mlp_dim=1536, num_layers=12, num_heads=6, latent_channels=16, context_dim=512, unroll=12))
+        config.model = dict(denoiser=dict(dim=384, mlp_dim=1536, num_layers=12, num_heads=6, latent_channels=16, context_dim=512,
+                                          unroll=12))
         config.rows = dict(rows=4, tokens=1)
         config.losses = dict(latents=(8, 16, 16), context=64)
     return config

@@ -36,19 +36,14 @@ class MLP(nn.Module):
         shared = dict(use_bias=self.use_bias, lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
         if self.fused:
             both = Linear((2, self.mlp_dim), ("embed", None, "mlp"), name="gate_up", **shared)(x)
-            return self._down(_activate(act, both[..., 0, :], both[..., 1, :]), x, shared)
-        h = Linear((self.mlp_dim,), ("embed", "mlp"), name="up", **shared)(x)
-        if self.gated:
-            gate = Linear((self.mlp_dim,), ("embed", "mlp"), name="gate", **shared)(x)
-            return self._down(_activate(act, gate, h), x, shared)
-        return self._down(_activate(act, h), x, shared)
-
-    def _down(self, h, x, shared):
-        h = constrain(h, self.rows_axis, self.length_axis, "mlp")
+            wide = both[..., 0, :], both[..., 1, :]
+        else:
+            names = ("gate", "up") if self.gated else ("up",)
+            wide = [Linear((self.mlp_dim,), ("embed", "mlp"), name=name, **shared)(x) for name in names]
+        h = constrain(_activate(act, *wide), self.rows_axis, self.length_axis, "mlp")
         return Linear((x.shape[-1],), ("mlp", "embed"), name="down", **shared)(h)
 
 
 def _activate(act: Callable, x: jax.Array, *times: jax.Array) -> jax.Array:
-    """act(x), by `times` where given. For the gradient only what goes in is kept: the steps of an activation are up to five
-    arrays as wide, and cheap to make again."""
+    """act(x), by `times` where given. For the gradient only what goes in is kept: its steps are up to five arrays as wide."""
     return jax.checkpoint(lambda x, *times: math.prod(times, start=act(x)))(x, *times)

@@ -47,9 +47,7 @@ class LayerNorm(nn.Module):
 
 @partial(jax.checkpoint, static_argnums=3)
 def _layer(x, scale, bias, epsilon):
-    y = x.astype(jnp.float32)
-    y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+    y = _standard(x.astype(jnp.float32), -1, epsilon)
     return (y if scale is None else y * scale + bias).astype(x.dtype)
 
 
@@ -66,9 +64,17 @@ class GroupNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
         zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
-        y = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
-        y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=(1, 3), keepdims=True) + self.epsilon)
-        y = y.reshape(x.shape) * self.param("scale", ones, x.shape[-1:], jnp.float32)
-        y = y + self.param("bias", zeros, x.shape[-1:], jnp.float32)
-        return y.astype(x.dtype)
+        scale = self.param("scale", ones, x.shape[-1:], jnp.float32)
+        return _group(x, scale, self.param("bias", zeros, x.shape[-1:], jnp.float32), self.groups, self.epsilon)
+
+
+@partial(jax.checkpoint, static_argnums=(3, 4))
+def _group(x, scale, bias, groups, epsilon):
+    y = x.astype(jnp.float32).reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+    return (_standard(y, (1, 3), epsilon).reshape(x.shape) * scale + bias).astype(x.dtype)
+
+
+def _standard(y, axes, epsilon):
+    """Mean zero and variance one over `axes`."""
+    y = y - jnp.mean(y, axis=axes, keepdims=True)
+    return y * jax.lax.rsqrt(jnp.mean(y * y, axis=axes, keepdims=True) + epsilon)
