@@ -8,6 +8,7 @@ import math
 from functools import cached_property
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +51,6 @@ from g4v_jax.train.step import StepSpec
 from g4v_jax.weights.folder import TowerFolder, is_tower
 
 TOWERS = {"vision", "summarizer", "llm", "conditioner", "autoencoder", "denoiser"}
-SPLIT = ("vision", "summarizer", "llm", "denoiser")  # towers whose heads lie over the mesh's tensor axis
 SUMMARIZERS = {"summarizer": Summarizer, "abstractor": Abstractor}  # of each table the first is the default
 AUTOENCODERS = {"blocks": Autoencoder, "kl": KLAutoencoder, "wan": WanAutoencoder}
 DENOISERS = {"dit": Denoiser, "unet3d": UNet3D}
@@ -144,6 +144,11 @@ class Build:
         """Name and module of the tower that most is spent on: the only one, or the language model."""
         name = self.alone or "llm"
         return name, getattr(self, name)
+
+    @property
+    def towers(self) -> dict[str, nn.Module]:
+        """By name; of an objective of one tower, that one."""
+        return dict([self.main]) if self.alone else {name: getattr(self.model, name) for name in sorted(TOWERS)}
 
     @property
     def patches(self) -> int:
@@ -307,8 +312,7 @@ class Build:
             )
         self._split_over_context(self.shape.rows // parts)
         if self.sections.objective != "reconstruction":
-            towers = {self.alone: self.main[1]} if self.alone else {name: getattr(self.model, name) for name in SPLIT}
-            for name, tower in towers.items():
+            for name, tower in self.towers.items():
                 for field in ("num_heads", "num_kv_heads"):
                     heads = getattr(tower, field, None)  # a UNet's follow from its channels, and are whole
                     if heads:
@@ -360,16 +364,14 @@ class Build:
 
         def leaf(x: np.ndarray):
             struct = jax.ShapeDtypeStruct((shape.rows, *x.shape[1:]), x.dtype)
-            spec = sharding.batch_spec(struct)
-            return struct.update(sharding=jax.sharding.NamedSharding(self.mesh, spec))
+            return struct.update(sharding=jax.sharding.NamedSharding(self.mesh, sharding.batch_spec(struct)))
 
         return jax.tree.map(leaf, one)
 
     @cached_property
     def blueprint(self) -> Blueprint:
         """Shapes and shardings of all parameters, trainable and frozen. Raises UserError for idle patterns."""
-        rows = self.mesh.shape["replica"] * self.mesh.shape["fsdp"]
-        batch = self.batch_shapes(rows)
+        batch = self.batch_shapes(self.mesh.shape["replica"] * self.mesh.shape["fsdp"])
 
         def init(key):
             return self.objective.init(key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))
@@ -386,8 +388,7 @@ class Build:
         Raises UserError where a frozen tower has no weights to start from.
         """
         sources = {tower: Path(path) for tower, path in dict(self.sections.init).items()}
-        frozen = set(self.blueprint.frozen_shapes)
-        for tower in sorted(frozen - sources.keys()):
+        for tower in sorted(self.blueprint.frozen_shapes.keys() - sources.keys()):
             raise UserError(f"config: {tower} has frozen parameters but no weights; set init.{tower} to a run's workdir")
         for tower in sorted(sources.keys() - set(self.blueprint.shapes)):
             raise UserError(f"config: init.{tower}: no such tower{nearest(tower, self.blueprint.shapes)}")

@@ -7,6 +7,7 @@ import os
 import sys
 
 from g4v_jax.errors import UserError, nearest
+from g4v_jax.heap import on_huge_pages
 
 COMMANDS = {  # name -> (module in g4v_jax.commands, function, what it does)
     "data make": ("data", "make", "write the built-in world: clips, captions and dialogues"),
@@ -35,11 +36,13 @@ COMMANDS = {  # name -> (module in g4v_jax.commands, function, what it does)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 a user's mistake (one line on stderr), 130 interrupted."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:  # a process of its own
+        on_huge_pages()
+        arguments = sys.argv[1:]
     logging.basicConfig(format="%(message)s")
     logging.getLogger("g4v_jax.nn.kernels").setLevel(logging.INFO)
     try:
-        sys.exit(run(arguments))
+        sys.exit(run(list(arguments)))
     except UserError as error:
         print(f"g4v: error: {error}", file=sys.stderr)
         _leave(2)

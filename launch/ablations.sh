@@ -6,7 +6,6 @@
 # Run again, it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 config=${CONFIG:-configs/quickstart.py} run=${RUN:-runs/quickstart} g4v=.venv/bin/g4v
 runs=()
 for term in ${TERMS:-caption generation refusal hazard blocked}; do

@@ -13,9 +13,6 @@ case "${1:-}" in
   *) echo "usage: bash launch/quickstart.sh [--short]" >&2; exit 2 ;;
 esac
 
-# huge pages: on a CPU a tenth of a step's time goes into mapping its memory
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
-
 source launch/environment.sh
 environment .venv .
 g4v=.venv/bin/g4v

@@ -1,10 +1,14 @@
 """The command line: every mistake of a user's is one line on stderr that names the thing, and exit status 2."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from g4v_jax import cli
+from g4v_jax.heap import HUGE, TUNABLES
 
 QUICKSTART = "--config=configs/quickstart.py:model,short"
 
@@ -74,3 +78,15 @@ def test_help_lists_every_command(capsys):
     assert cli.run([]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in cli.COMMANDS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+@pytest.mark.parametrize(("before", "after"), [(None, f"{HUGE}=1"), ("glibc.pthread.rseq=0", f"glibc.pthread.rseq=0:{HUGE}=1"), (f"{HUGE}=0", f"{HUGE}=0")])
+def test_a_process_begins_again_on_huge_pages_once_and_others_do_not_inherit_them(before, after):
+    code = (
+        "import os, sys; from g4v_jax import heap; heap.on_huge_pages(); heap.give_back();"
+        "print(sys.argv, os.environ[heap.TUNABLES], heap.without_huge_pages()[heap.TUNABLES], sep='|')"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != TUNABLES} | ({TUNABLES: before} if before else {})
+    done = subprocess.run([sys.executable, "-c", code, "one", "--two=3"], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == f"['-c', 'one', '--two=3']|{after}|{before or ''}", done.stderr

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "g4v_jax"
 LEVELS = (  # a file imports from its own room and from lower levels; rooms of one level do not meet
-    {"errors", "types", "rng", "precision", "trees", "sharding", "config"},
+    {"errors", "types", "rng", "precision", "trees", "sharding", "config", "heap"},
     {"nn", "diffusion"},
     {"models", "data"},
     {"losses", "safety", "weights", "provenance"},

@@ -11,12 +11,12 @@ from tiny import normal
 
 from g4v_jax.errors import UserError
 from g4v_jax.nn import rope
-from g4v_jax.nn.attention import Attention, Cache, attend
+from g4v_jax.nn.attention import SHORTEST, Attention, Cache, attend, plain
 from g4v_jax.nn.kernels import Packed
 from g4v_jax.nn.linear import Embedding, Linear, fan_in
 from g4v_jax.nn.mlp import MLP
 from g4v_jax.nn.norms import LayerNorm, RMSNorm
-from g4v_jax.nn.stack import residual, scan
+from g4v_jax.nn.stack import apart, residual, scan, stacked
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -58,6 +58,23 @@ def attend_by_loops(q, k, v, mask=None) -> np.ndarray:
                 values = [weight * v[b, t, group] for weight, t in zip(weights, keys)]
                 out[b, s, head] = sum(values) / sum(weights)
     return out
+
+
+@pytest.mark.parametrize("window", [None, 70])
+def test_causal_attention_in_parts_of_the_queries_is_attention(window):
+    length = 3 * SHORTEST + 5
+    q, k, v = normal(2, length, 4, 8), normal(2, length, 2, 8, seed=1), normal(2, length, 2, 8, seed=2)
+    mask = Packed(np.repeat([[1], [2]], length, 1).cumsum(1) // 90, window=window)
+
+    def loss(run, q, k, v):
+        return jnp.sum(jnp.sin(run(q, k, v)))
+
+    parts = jax.value_and_grad(lambda *x: loss(lambda q, k, v: attend(q, k, v, mask), *x), argnums=(0, 1, 2))
+    whole = jax.value_and_grad(lambda *x: loss(lambda q, k, v: plain(q, k, v, mask.allowed()), *x), argnums=(0, 1, 2))
+    for a, b in zip(jax.tree.leaves(parts(q, k, v)), jax.tree.leaves(whole(q, k, v))):
+        close(a, b, scale=10)
+    keys = [eqn.outvars[0].aval.shape[-1] for eqn in jax.make_jaxpr(attend)(q, k, v, mask).eqns if eqn.primitive.name == "exp"]
+    assert len(keys) == 3 and sorted(keys) == keys and keys[0] < keys[-1] == length  # few scores are in vain
 
 
 @pytest.mark.parametrize("groups", [4, 2, 1])
@@ -389,3 +406,21 @@ def test_scan_names_the_layer_axis_and_refuses_an_unknown_policy():
     assert boxed["params"]["map"]["kernel"].names == ("layers", "embed", None)
     with pytest.raises(UserError, match="remat 'sometimes' is not known; known: attention, dots, full"):
         scan(Layer, num_layers=3, remat="sometimes", unroll=1, shared=1)
+
+
+def test_layers_lie_apart_where_no_loop_reads_them_and_can_be_stacked_again():
+    params = {"a": {"layers": {"w": normal(2, 3)}, "rest": normal(4)}, "b": {"layers": {"w": normal(2, 5)}}}
+    expected = jax.tree.map(np.copy, params)
+
+    class Tower:
+        num_layers = 2
+
+        def __init__(self, unroll):
+            self.unroll = unroll
+
+    found = apart(params, {"a": Tower(2), "b": Tower(1)})
+    assert params == {}  # what is taken apart is not held twice
+    assert [leaf.shape for leaf in found["a"]["layers"]["w"]] == [(3,), (3,)] and found["b"]["layers"]["w"].shape == (2, 5)
+    again = stacked(found)
+    assert jax.tree.structure(again) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, again, expected)

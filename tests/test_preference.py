@@ -162,6 +162,19 @@ def test_keep_is_the_divergence_from_the_llm_with_lora_off(build):
     assert abs(float(jnp.sum(token_divergences(logits, logits) * row.keep_weight))) < 1e-5
 
 
+def test_the_divergences_gradient_is_what_jax_makes_of_the_formula():
+    def formula(reference, logits):
+        base = jax.nn.log_softmax(jax.lax.stop_gradient(reference))
+        return jnp.sum(jnp.exp(base) * (base - jax.nn.log_softmax(logits)), axis=-1)
+
+    reference, logits, g = tiny.normal(2, 3, 301), tiny.normal(2, 3, 301, seed=1), tiny.normal(2, 3, seed=2)
+    with jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:1]), ("fsdp",))):  # the sum by halves
+        (ours, back), (theirs, their_back) = (jax.vjp(f, reference, logits) for f in (token_divergences, formula))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+        for a, b in zip(back(jnp.asarray(g)), their_back(jnp.asarray(g))):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_without_keep_such_talk_is_learned_like_captions(build):
     row = tiny.pack([[one(build, Turn("user", "hi", loss="keep"), Turn("assistant", "a dot", loss="keep"))]], build.shape)
     plain = Build(tiny.config(losses__keep=0.0), tuple(jax.devices()[:1])).objective.counts(row)

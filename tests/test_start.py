@@ -6,11 +6,13 @@ import pytest
 import tiny
 
 from g4v_jax import trees
+from g4v_jax.bench.step import chance_batch
 from g4v_jax.build import Build
 from g4v_jax.errors import UserError
 from g4v_jax.train.checkpoint import Checkpoints
-from g4v_jax.train.start import first_state
+from g4v_jax.train.start import first_state, laid_out
 from g4v_jax.train.state import TrainState
+from g4v_jax.train.step import make_step
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +50,21 @@ def test_lora_of_more_maps_begins_from_nothing_and_all_else_from_the_run(run):
 def test_other_leaves_that_a_run_lacks_are_named(run):
     with pytest.raises(UserError, match="has no llm/layers/attention/k_norm/scale"):
         first(build(model__llm__qk_norm="head"), llm=run)
+
+
+def test_on_one_cpu_unrolled_layers_lie_apart_and_the_step_is_the_same():
+    made = Build(tiny.config(ema=(), trainable=("llm/.*lora_[ab]", "denoiser/.*"), model__llm__unroll=2), tuple(jax.devices()[:1]))
+    trainable, frozen = trees.split(tiny.params(), made.blueprint.trainable)
+    terms = {}
+    for name in ("whole", "apart"):
+        given = jax.tree.map(jax.numpy.copy, frozen)
+        if name == "apart":
+            given = laid_out(given, made.towers, made.mesh)
+            assert isinstance(trees.flatten(given)["llm/layers/mlp/gate/kernel"], tuple)
+        step = make_step(made.objective, made.optimizer, made.step, seed=0)
+        state = TrainState(np.zeros((), np.int32), trainable, made.optimizer.init(trainable), {})
+        with jax.set_mesh(made.mesh):
+            terms[name] = {key: float(value) for key, value in jax.jit(step)(state, given, chance_batch(made))[1].items()}
+    assert terms["apart"] == pytest.approx(terms["whole"], rel=1e-5, abs=1e-6)
+    many = Build(tiny.config(), tuple(jax.devices()[:2]))
+    assert laid_out(frozen, many.towers, many.mesh) is frozen

@@ -13,7 +13,7 @@ from tiny import normal
 from g4v_jax import trees
 from g4v_jax.build import Build
 from g4v_jax.errors import UserError
-from g4v_jax.losses.captioning import in_chunks, token_losses, weighted
+from g4v_jax.losses.captioning import head_losses, in_chunks, token_losses, weighted
 from g4v_jax.losses.reconstruction import Reconstruction, ReconstructionSpec
 from g4v_jax.losses.safety import detection, detection_count
 from g4v_jax.train.optim import Optimizer
@@ -264,6 +264,28 @@ def test_scoring_in_chunks_changes_neither_losses_nor_gradients_but_what_is_held
         assert "f32[2,12,50]" not in text and f"f32[2,{12 // chunks},50]" in text
     with pytest.raises(ValueError, match="12 places do not divide into 5 chunks"):
         loss(states, table, 5)
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_a_heads_losses_are_of_its_scores_however_wide_and_a_frozen_one_keeps_no_scores(cpus):
+    states, table, targets = normal(2, 6, 8), normal(8, 1031), np.arange(12).reshape(2, 6) * 90  # an odd width, cut in halves
+
+    def loss(states, table, chunks):
+        return jnp.sum(in_chunks(lambda t, x: head_losses(lambda w, x: x @ w, table, x, t), chunks, targets, states) ** 2)
+
+    def plain(states, table):
+        scores = states @ table
+        return jnp.sum((jax.nn.logsumexp(scores, -1) - jnp.take_along_axis(scores, targets[..., None], -1)[..., 0]) ** 2)
+
+    with jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:cpus]), ("fsdp",))):
+        expected = jax.value_and_grad(plain, argnums=(0, 1))(states, table)
+        for chunks in (1, 3):
+            found = jax.value_and_grad(loss, argnums=(0, 1))(states, table, chunks)
+            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+                np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+            for argument, products in ((0, 2), ((0, 1), 3 if chunks == 1 else 4)):  # in chunks scores are made again
+                text = str(jax.make_jaxpr(jax.grad(loss, argnums=argument), static_argnums=2)(states, table, chunks))
+                assert text.count("dot_general[") == products
 
 
 @pytest.mark.parametrize("positive_weight", [1.0, 3.0])

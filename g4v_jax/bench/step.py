@@ -22,6 +22,7 @@ from g4v_jax.plan.flops import REST
 from g4v_jax.sharding import put_whole_batch
 from g4v_jax.train import loop
 from g4v_jax.train.metrics import Logger
+from g4v_jax.train.start import laid_out
 from g4v_jax.train.step import jit_step, make_step
 from g4v_jax.types import Batch
 
@@ -37,7 +38,7 @@ class Step:
         self.build = build
         self.shapes = build.blueprint.state_shapes(build.optimizer)
         self.step = jit_step(make_step(build.objective, build.optimizer, build.step, seed=0), self.shapes)
-        self.frozen = _frozen(build)
+        self.frozen = laid_out(_frozen(build), build.towers, build.mesh)
         self.batch = chance_batch(build)
         self.state = build.blueprint.create(rng.stream(0, "init"), build.optimizer)
 

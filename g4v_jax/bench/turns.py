@@ -10,6 +10,7 @@ import sys
 import tempfile
 
 from g4v_jax.errors import UserError
+from g4v_jax.heap import without_huge_pages
 
 
 class Side:
@@ -21,6 +22,7 @@ class Side:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "g4v_jax.bench.worker", json.dumps(about)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+            env=None if about["side"] == "ours" else without_huge_pages(),
         )  # fmt: skip
         self.about = self._answer()
 

@@ -15,12 +15,14 @@ from pathlib import Path
 def main(about: dict) -> int:
     """`about`: {"side": one of `SIDES`, "config": JSON of a config, "work": "step" or "decode", and what decoding takes}."""
     from g4v_jax.errors import UserError
+    from g4v_jax.heap import give_back
 
     talk = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not be taken for an answer
     try:
         counts, run = _side(about)
         run(2)  # compiles, and touches all memory
+        give_back()
     except UserError as error:
         print(f"g4v: error: {error}", file=sys.stderr)
         return 2

@@ -48,14 +48,14 @@ def _run(build, workdir: Path, stop_after: int | None, leads: bool) -> None:
     from g4v_jax.train import loop
     from g4v_jax.train.checkpoint import Checkpoints
     from g4v_jax.train.metrics import Logger
-    from g4v_jax.train.start import first_state, frozen_tree, versions
+    from g4v_jax.train.start import first_state, frozen_tree, laid_out, versions
     from g4v_jax.train.step import jit_step, make_gradient_cosines, make_step
 
     tokenizer = load_tokenizer(build.pipeline.records, build.tokenizer, workdir, keep=leads)
     blueprint, optimizer, spec, seed = build.blueprint, build.optimizer, build.loop, build.sections.seed
     sources = build.sources()
     checkpoints = Checkpoints(workdir, spec.checkpoint_every, spec.keep)
-    frozen = frozen_tree(blueprint, checkpoints, sources)
+    frozen = laid_out(frozen_tree(blueprint, checkpoints, sources), build.towers, build.mesh)
     batches = build.pipeline.open(tokenizer, build.shape, *row_share(build.mesh, build.shape.rows))
     shapes = blueprint.state_shapes(optimizer)
     step = make_step(build.objective, optimizer, build.step, seed)
@@ -85,6 +85,7 @@ def _live(build, tokenizer):
     from g4v_jax.evals import run
     from g4v_jax.infer.assistant import Assistant
     from g4v_jax.losses.joint import Joint
+    from g4v_jax.nn.stack import stacked
 
     if not isinstance(build.objective, Joint):
         raise UserError(f"config: train.eval_every: objective {build.sections.objective!r} makes no answers; set it to 0")
@@ -92,7 +93,7 @@ def _live(build, tokenizer):
 
     def evaluate(state, frozen):
         averaged = trees.flatten(state.trainable) | trees.flatten(state.ema)
-        params = trees.merge(trees.unflatten(averaged), frozen)
+        params = trees.merge(trees.unflatten(averaged), stacked(frozen))
         return measure(Assistant(build.model, params, tokenizer, build.shape, build.sample, build.mesh))
 
     return evaluate

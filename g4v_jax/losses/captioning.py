@@ -5,13 +5,18 @@ a row are large where vocabularies are.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from g4v_jax.models.llm import LLM
 from g4v_jax.sharding import on_one_cpu
 from g4v_jax.types import Term
+
+STATES = "gradients of states"  # name of what `in_chunks` keeps where a function makes it beside its values
+HALVED = 64  # a row of fewer numbers is not cut in two
 
 
 @jax.custom_vjp
@@ -24,7 +29,7 @@ def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def _token_losses(logits, targets):
-    norm = jax.nn.logsumexp(logits, axis=-1)
+    norm = _log_sum_exp(logits)
     if on_one_cpu():
         own = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     else:  # a sum: a vocabulary that lies over several devices is not gathered
@@ -44,13 +49,75 @@ def _hit(logits, targets):
 token_losses.defvjp(_token_losses, _token_losses_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def head_losses(head: Callable, params: dict, hidden: jax.Array, targets: jax.Array) -> jax.Array:
+    """`token_losses` of the scores head(params, hidden), a product of both: states [B S D] and targets i32 [B S] -> nats f32 [B S].
+
+    The states' gradient is made with the losses, as each is of its own state alone; so a frozen head needs no scores kept.
+    """
+    return token_losses(head(params, hidden), targets)
+
+
+def _head_losses(head, params, hidden, targets):
+    learned = any(leaf.perturbed for leaf in jax.tree.leaves(params))
+    params, hidden, targets = jax.tree.map(lambda leaf: leaf.value, (params, hidden, targets))
+    losses, kept = _token_losses(head(params, hidden), targets)
+    (back,) = jax.linear_transpose(lambda x: head(params, x), hidden)(_token_losses_backward(kept, jnp.ones_like(losses))[0])
+    return losses, (checkpoint_name(back, STATES), (params, hidden, kept) if learned else None)
+
+
+def _head_losses_backward(head, residuals, g):
+    back, learned = residuals
+    moved = None
+    if learned is not None:
+        params, hidden, kept = learned
+        (moved,) = jax.linear_transpose(lambda p: head(p, hidden), params)(_token_losses_backward(kept, g)[0])
+    return moved, g[..., None].astype(back.dtype) * back, None
+
+
+head_losses.defvjp(_head_losses, _head_losses_backward, symbolic_zeros=True)
+
+
+@jax.custom_vjp
 def token_divergences(reference: jax.Array, logits: jax.Array) -> jax.Array:
     """KL(reference || model) of the next token, in nats: how far the model has moved. f32 [B S V] twice -> f32 [B S].
 
-    The reference gets no gradient.
+    The reference gets no gradient. Kept for the gradient are the scores alone, as by `token_losses`.
     """
-    base = jax.nn.log_softmax(jax.lax.stop_gradient(reference))
-    return jnp.sum(jnp.exp(base) * (base - jax.nn.log_softmax(logits)), axis=-1)
+    return _token_divergences(reference, logits)[0]
+
+
+def _token_divergences(reference, logits):
+    norms = _log_sum_exp(reference)[..., None], _log_sum_exp(logits)[..., None]
+
+    def divergence(reference, logits):
+        base = reference - norms[0]
+        return jnp.exp(base) * (base - (logits - norms[1]))
+
+    return _sum(divergence, reference, logits), (reference, logits, norms)
+
+
+def _token_divergences_backward(kept, g):
+    reference, logits, norms = kept
+    return None, g[..., None] * (jnp.exp(logits - norms[1]) - jnp.exp(reference - norms[0]))
+
+
+token_divergences.defvjp(_token_divergences, _token_divergences_backward)
+
+
+def _log_sum_exp(x):
+    top = jnp.max(x, axis=-1)
+    return jnp.log(_sum(lambda x: jnp.exp(x - top[..., None]), x)) + top
+
+
+def _sum(function, *arrays):
+    """Σ function(*arrays) over their last axis. On one CPU by halves, which are vectors: its compiler adds a row up number by number."""
+    half = arrays[0].shape[-1] // 2
+    if not on_one_cpu() or half < HALVED:
+        return jnp.sum(function(*arrays), axis=-1)
+    both = function(*(x[..., :half] for x in arrays)) + function(*(x[..., half : 2 * half] for x in arrays))
+    odd = function(*(x[..., 2 * half :] for x in arrays))  # one column, or none
+    return _sum(lambda x: x, both) + jnp.sum(odd, axis=-1)
 
 
 def score(
@@ -62,17 +129,19 @@ def score(
     and how far the first moved from them. f32 [B S] each, the last two None where there is no `base`.
     """
 
-    def place(targets, hidden, base=None):
-        logits = llm.apply({"params": params}, hidden, method="logits")
-        own = token_losses(logits, targets)
-        if base is None:
-            return own
-        reference = llm.apply({"params": jax.lax.stop_gradient(params)}, base, method="logits")
-        return own, token_losses(reference, targets), token_divergences(reference, logits)
+    params = llm.head_of(params)
+
+    def head(params, hidden):
+        return llm.apply({"params": params}, hidden, method="logits")
 
     if base is None:
-        return in_chunks(place, chunks, targets, hidden), None, None
-    return in_chunks(place, chunks, targets, hidden, base)
+        return in_chunks(lambda t, x: head_losses(head, params, x, t), chunks, targets, hidden), None, None
+
+    def both(targets, hidden, base):  # one gradient for the two of them
+        logits, reference = head(params, hidden), head(jax.lax.stop_gradient(params), base)
+        return token_losses(logits, targets), token_losses(reference, targets), token_divergences(reference, logits)
+
+    return in_chunks(both, chunks, targets, hidden, base)
 
 
 def weighted(values: jax.Array, weights: jax.Array) -> Term:
@@ -91,9 +160,8 @@ def in_chunks(function: Callable, chunks: int, *arrays: jax.Array):
     rows, length = arrays[0].shape[:2]
     if length % chunks:
         raise ValueError(f"{length} places do not divide into {chunks} chunks")
-
-    def part(x):
-        return jnp.moveaxis(x.reshape(rows, length // chunks, chunks, *x.shape[2:]), 2, 0)
-
-    found = jax.lax.map(jax.checkpoint(lambda parts: function(*parts)), tuple(part(x) for x in arrays))
+    kept = jax.checkpoint_policies.save_only_these_names(STATES)
+    alone = jax.checkpoint(lambda parts: function(*parts), policy=kept)
+    parts = tuple(jnp.moveaxis(x.reshape(rows, length // chunks, chunks, *x.shape[2:]), 2, 0) for x in arrays)
+    found = jax.lax.map(alone, parts)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(rows, length), found)

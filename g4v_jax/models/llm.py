@@ -121,6 +121,10 @@ class LLM(nn.Module):
         x, _ = self.layers(x, None, theta, Packed(segments, window=self.sliding_window), None)
         return self.norm(x)
 
+    def head_of(self, params: dict) -> dict:
+        """Of this tower's parameters those that `logits` reads."""
+        return {name: params[name] for name in params if name in (("embedding",) if self.tied else ("head", "head_added"))}
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [B S D] -> [B S V] float32."""
         if self.tied:

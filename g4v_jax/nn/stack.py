@@ -1,12 +1,18 @@
-"""Repeating one block by `lax.scan`: one compiled body whatever the depth, with rematerialisation by name."""
+"""Repeating one block by `lax.scan`: one compiled body whatever the depth, with rematerialisation by name.
+
+May hold what runs layers, and how their parameters lie: stacked, or one by one.
+"""
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from g4v_jax.errors import UserError, nearest
 from g4v_jax.nn.kernels import SAVED
+from g4v_jax.trees import flatten, unflatten
 
+LAYERS = "layers/"  # where a tower's stacked parameters are
 RESIDUAL = "residual"  # name of what a layer is given
 REMAT = {  # what a layer keeps for the backward pass, beside what it is given
     "none": None,  # all
@@ -53,3 +59,24 @@ def scan(block: type[nn.Module], num_layers: int, remat: str, unroll: int, share
         unroll=min(unroll, num_layers),
         metadata_params={nn.PARTITION_NAME: "layers"},
     )(**fields)
+
+
+def apart(params: dict, towers: dict[str, nn.Module]) -> dict:
+    """Parameters with the stacks of those `towers` whose layers are all unrolled as tuples of layers; `params` is emptied.
+
+    For one CPU: a jitted function that is given them so, and begins with `stacked`, reads each layer where it lies, while XLA's
+    compiler for CPUs copies each layer out of a stack first, and keeps the copy for the backward pass.
+    """
+    flat = flatten(params)
+    params.clear()  # leaf by leaf: the two never lie in memory together
+    for path, leaf in flat.items():
+        tower, _, rest = path.partition("/")
+        if rest.startswith(LAYERS) and towers[tower].unroll >= towers[tower].num_layers:
+            flat[path] = tuple(leaf)
+    return unflatten(flat)
+
+
+def stacked(params: dict) -> dict:
+    """What `apart` took apart, as it was."""
+    flat = flatten(params)
+    return unflatten({path: jnp.stack(leaf) if isinstance(leaf, tuple) else leaf for path, leaf in flat.items()})

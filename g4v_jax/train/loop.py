@@ -15,6 +15,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from g4v_jax import heap
 from g4v_jax.errors import UserError
 from g4v_jax.sharding import put_batch
 from g4v_jax.train.checkpoint import Checkpoints
@@ -116,6 +117,8 @@ def run(
             with watch.step() as outputs:
                 state, metrics = step(state, frozen, batch)
                 outputs.append(metrics)
+            if done == resumed:  # it compiled
+                heap.give_back()
             done += 1
             stopping = stop.requested(done) or done == end
             saved_position = position

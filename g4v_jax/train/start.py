@@ -5,10 +5,13 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import optax
+from jax.sharding import Mesh
 
 from g4v_jax import trees
+from g4v_jax.nn.stack import apart
 from g4v_jax.train.checkpoint import Checkpoints
 from g4v_jax.train.saved import SavedRun
 from g4v_jax.train.state import Blueprint, TrainState
@@ -53,6 +56,11 @@ def frozen_tree(blueprint: Blueprint, checkpoints: Checkpoints, sources: dict[st
         frozen = trees.merge(*(_load(tower, opened[sources[tower]], shapes[tower]) for tower in shapes))
         checkpoints.save_frozen(frozen, {tower: str(sources[tower]) for tower in shapes})
     return frozen
+
+
+def laid_out(frozen: dict, towers: dict[str, nn.Module], mesh: Mesh) -> dict:
+    """The frozen parameters as a step on this mesh reads them best; `frozen` is emptied where that is not as they are."""
+    return apart(frozen, towers) if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu" else frozen
 
 
 def first_state(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from g4v_jax import rng, trees
+from g4v_jax.nn.stack import stacked
 from g4v_jax.train.state import TrainState
 from g4v_jax.types import Array, Batch, Term
 
@@ -51,7 +52,7 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, spe
 
         def loss(trainable, piece):
             batch, draws, index = piece
-            params = trees.merge(trainable, frozen)
+            params = trees.merge(trainable, stacked(frozen))
             terms = objective.terms(params, batch, draws, jax.random.fold_in(dropout, index))
             sums = {name: term.sum / counts[name] for name, term in terms.items()}
             return sum(objective.weights[name] * value for name, value in sums.items()), sums
@@ -124,7 +125,7 @@ def make_gradient_cosines(objective: Objective, seed: int) -> Callable:
         dropout = rng.stream(seed, "dropout", state.step)
 
         def loss(trainable, name):
-            return objective.terms(trees.merge(trainable, frozen), batch, draws, dropout)[name].sum
+            return objective.terms(trees.merge(trainable, stacked(frozen)), batch, draws, dropout)[name].sum
 
         names = sorted(objective.weights)
         gradients = {name: jax.grad(loss)(state.trainable, name) for name in names}
