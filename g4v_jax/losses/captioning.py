@@ -53,7 +53,7 @@ token_losses.defvjp(_token_losses, _token_losses_backward)
 def head_losses(head: Callable, params: dict, hidden: jax.Array, targets: jax.Array) -> jax.Array:
     """`token_losses` of the scores head(params, hidden), a product of both: states [B S D] and targets i32 [B S] -> nats f32 [B S].
 
-    The states' gradient is made with the losses, as each is of its own state alone; so a frozen head needs no scores kept.
+    Where the head is frozen, the states' gradient is made with the losses, as each is of its own state alone, and no scores are kept.
     """
     return token_losses(head(params, hidden), targets)
 
@@ -62,17 +62,24 @@ def _head_losses(head, params, hidden, targets):
     learned = any(leaf.perturbed for leaf in jax.tree.leaves(params))
     params, hidden, targets = jax.tree.map(lambda leaf: leaf.value, (params, hidden, targets))
     losses, kept = _token_losses(head(params, hidden), targets)
-    (back,) = jax.linear_transpose(lambda x: head(params, x), hidden)(_token_losses_backward(kept, jnp.ones_like(losses))[0])
-    return losses, (checkpoint_name(back, STATES), (params, hidden, kept) if learned else None)
+    if learned:
+        return losses, (params, hidden, kept)
+    unit = _token_losses_backward(kept, jnp.ones_like(losses))[0]
+    return losses, checkpoint_name(_to_states(head, params, hidden, unit), STATES)
 
 
 def _head_losses_backward(head, residuals, g):
-    back, learned = residuals
-    moved = None
-    if learned is not None:
-        params, hidden, kept = learned
-        (moved,) = jax.linear_transpose(lambda p: head(p, hidden), params)(_token_losses_backward(kept, g)[0])
-    return moved, g[..., None].astype(back.dtype) * back, None
+    if not isinstance(residuals, tuple):
+        return None, g[..., None].astype(residuals.dtype) * residuals, None
+    params, hidden, kept = residuals
+    moved = _token_losses_backward(kept, g)[0]
+    (to_params,) = jax.linear_transpose(lambda p: head(p, hidden), params)(moved)
+    return to_params, _to_states(head, params, hidden, moved), None
+
+
+def _to_states(head, params, hidden, moved):
+    """The gradient of the states by that of their scores."""
+    return jax.linear_transpose(lambda x: head(params, x), hidden)(moved)[0]
 
 
 head_losses.defvjp(_head_losses, _head_losses_backward, symbolic_zeros=True)
