@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.model = dict(llm=dict(sizes.LLAMA_7B, norm_eps=1e-5, remat="full", attention="auto"))
     config.data = dict(records="data/talk-records", mixture=dict(dialogue=1.0))
     config.rows = dict(rows=256, tokens=2048)
-    config.losses = dict(chunks=4)
+    config.losses = dict(chunks=1)
     config.init = dict(llm="towers/llama2")
     config.optimizer = dict(name="adamw", learning_rate=3e-4, warmup_steps=500, weight_decay=0.1)
     config.step = dict(micro_batches=1)

@@ -58,7 +58,7 @@ def get_config(run: str) -> ConfigDict:
             head_dim=128, tied=False, norm_eps=1e-5, remat=remat,
         )  # fmt: skip
         config.rows.rows = rows * chips
-        config.mesh.tensor, config.step.micro_batches, config.losses.chunks = tensor, micro_batches, 1
+        config.mesh.tensor, config.step.micro_batches = tensor, micro_batches
     elif run in LLAMAS:
         llm, words, tokens, rows, micro_batches, remat = LLAMAS[run]
         config.step.micro_batches = micro_batches
