@@ -394,5 +394,5 @@ class Build:
             raise UserError(f"config: init.{tower}: no such tower{nearest(tower, self.blueprint.shapes)}")
         for tower, path in sources.items():
             if is_tower(path):
-                TowerFolder(path).check(self.llm if tower == "llm" else getattr(self.model, tower), f"model.{tower}")
+                TowerFolder(path).check(self.towers[tower], f"model.{tower}")
         return sources

@@ -135,7 +135,6 @@ def score(
     Cross-entropy of each; and of `base`, states of the same LLM to compare with, which get no gradient: their cross-entropy,
     and how far the first moved from them. f32 [B S] each, the last two None where there is no `base`.
     """
-
     params = llm.head_of(params)
 
     def head(params, hidden):

@@ -123,7 +123,8 @@ class LLM(nn.Module):
 
     def head_of(self, params: dict) -> dict:
         """Of this tower's parameters those that `logits` reads."""
-        return {name: params[name] for name in params if name in (("embedding",) if self.tied else ("head", "head_added"))}
+        names = ("embedding",) if self.tied else ("head", "head_added")
+        return {name: params[name] for name in names if name in params}
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [B S D] -> [B S V] float32."""

@@ -46,11 +46,9 @@ def attend(
         return kernels.splash(q, k, v, mask, axes)
     if chosen == "cudnn":
         return kernels.cudnn(q, k, v, mask)
-    if not isinstance(mask, Packed):
-        return plain(q, k, v, mask)
-    if mask.causal and sharding.on_one_cpu():
-        return _in_parts(q, k, v, mask.allowed())
-    return plain(q, k, v, mask.allowed())
+    packed = isinstance(mask, Packed)
+    run = _in_parts if packed and mask.causal and sharding.on_one_cpu() else plain
+    return run(q, k, v, mask.allowed() if packed else mask)
 
 
 def _in_parts(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:

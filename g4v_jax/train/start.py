@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from g4v_jax import trees
 from g4v_jax.nn.stack import apart
+from g4v_jax.sharding import on_one_cpu
 from g4v_jax.train.checkpoint import Checkpoints
 from g4v_jax.train.saved import SavedRun
 from g4v_jax.train.state import Blueprint, TrainState
@@ -60,7 +61,8 @@ def frozen_tree(blueprint: Blueprint, checkpoints: Checkpoints, sources: dict[st
 
 def laid_out(frozen: dict, towers: dict[str, nn.Module], mesh: Mesh) -> dict:
     """The frozen parameters as a step on this mesh reads them best; `frozen` is emptied where that is not as they are."""
-    return apart(frozen, towers) if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu" else frozen
+    with jax.set_mesh(mesh):
+        return apart(frozen, towers) if on_one_cpu() else frozen
 
 
 def first_state(
