@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "g4v_jax"
 LEVELS = (  # a file imports from its own room and from lower levels; rooms of one level do not meet
     {"errors", "types", "rng", "precision", "trees", "sharding", "config", "heap"},
+    {"torus"},
     {"nn", "diffusion"},
     {"models", "data"},
     {"losses", "safety", "weights", "provenance"},

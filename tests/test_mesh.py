@@ -11,7 +11,7 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec
 
-from g4v_jax import rng, trees
+from g4v_jax import rng, torus, trees
 from g4v_jax.build import Build
 from g4v_jax.errors import UserError
 from g4v_jax.sharding import AXES, batch_spec, constrain, make_mesh, parameter_specs
@@ -28,11 +28,11 @@ AVERAGED = "llm/layers/mlp/up/kernel"
 COMPLAINT = "Involuntary full rematerialization"
 
 
-def one_step(build):
-    """(gradients, metrics) of the first step from the same weights and batch on any mesh, in numpy."""
+def one_step(build, sides=()):
+    """(gradients, metrics) of the first step from the same weights and batch on any mesh and torus, in numpy."""
     optimizer = tiny.keep_gradients()
     step = tiny.step(build, optimizer)
-    with jax.set_mesh(build.mesh):
+    with jax.set_mesh(build.mesh), torus.using(sides):
         state, metrics = step(*tiny.state(build, optimizer), tiny.put(tiny.batch(9, build.shape), build))
     return jax.device_get((state.opt_state, metrics))
 
@@ -52,6 +52,39 @@ def test_a_mesh_changes_nothing_and_copies_nothing_needlessly(name, capfd):
     assert metrics.keys() == alone.keys()
     for key, value in metrics.items():
         assert value == pytest.approx(alone[key], rel=1e-5), key
+
+
+@pytest.mark.parametrize("mesh, sides", [
+    (dict(fsdp=8), (2, 4)), (dict(replica=2, fsdp=4), (2, 2)), (dict(fsdp=4, tensor=2), (2, 2)),
+])  # fmt: skip
+def test_gathers_and_sums_by_the_sides_of_a_torus_change_nothing(mesh, sides, capfd):
+    gradients, metrics = one_step(tiny.build(8, **mesh), sides)
+    assert COMPLAINT not in capfd.readouterr().err
+    expected, alone = on_one_device()
+    tiny.assert_close(gradients, expected, tolerance=1e-5)
+    for key, value in metrics.items():
+        assert value == pytest.approx(alone[key], rel=1e-5), key
+
+
+def lying(*sides: int, order=None, platform="tpu", cores=1):
+    """What `sides` reads of a mesh whose fsdp axis lies over a torus."""
+    places = [(*place, *[0] * (3 - len(sides))) for place in np.ndindex(sides)]
+    places = [places[i] for i in order] if order is not None else places
+    line = [SimpleNamespace(platform=platform, coords=place, core_on_chip=core) for place in places for core in range(cores)]
+    devices = np.empty((1, len(line), 1, 1), object)
+    devices[0, :, 0, 0] = line
+    return SimpleNamespace(devices=devices)
+
+
+def test_the_sides_of_a_torus():
+    assert torus.sides(lying(16, 16)) == (16, 16) and torus.sides(lying(4, 4, 8)) == (4, 4, 8)
+    assert torus.sides(lying(4, 2, cores=2)) == (4, 2, 2)
+    turned = np.arange(32).reshape(4, 8).T.reshape(-1)  # the second side first
+    assert torus.sides(lying(4, 8, order=turned)) == (8, 4)
+    snake = np.concatenate([np.arange(4), np.arange(4, 8)[::-1]])
+    for other in (lying(8), lying(4, 4, platform="cpu"), lying(2, 4, order=snake)):
+        assert torus.sides(other) == ()
+    assert torus.sides(make_mesh(dict(fsdp=8))) == ()
 
 
 def test_the_compiler_does_complain_where_it_has_to_copy(capfd):

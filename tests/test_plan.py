@@ -108,6 +108,17 @@ def test_products_and_convolutions():
         assert work.flops(compiled(convolve, (2, 8, 8, 6), (3, 3, 6, 4)), same)["all"] == 2 * 2 * out * out * 4 * 9 * 6
 
 
+def test_a_convolutions_window_is_in_the_order_of_its_axes_whatever_the_layout():
+    """A weight's gradient on a TPU: [4 2048 4096] with [4 2048 32 128], as a window of 32 by 4 that mostly meets zeros."""
+    text = """ENTRY %main (x: f32[4]) -> f32[4] {
+  %x = bf16[4,2048,4096,1]{2,1,3,0} parameter(0)
+  %g = bf16[4,2048,32,128]{3,1,2,0} parameter(1)
+  ROOT %k = bf16[4096,32,128,1]{2,0,1,3} convolution(%x, %g), window={size=32x4 pad=31_31x0_0 rhs_reversal=1x0}, dim_labels=1fb0_1i0o->b0f1
+}
+"""
+    assert work.flops(hlo.parse(text), same)["all"] == 2 * 4 * 2048 * 4096 * 32 * 128
+
+
 @pytest.mark.parametrize("length, kernel, out, pad, stride, dilation, expected", [
     (5, 3, 3, 0, 1, 1, 9),  # all inside
     (5, 3, 5, 1, 1, 1, 13),  # two taps of ten meet the padding
@@ -165,6 +176,37 @@ ROWS, WHOLE = PartitionSpec("fsdp"), PartitionSpec()
 def test_each_kind_is_counted_with_its_axis_and_what_a_device_sends(function, out, kind, axis, sent):
     (one,) = found(function, (64,), specs=[ROWS], out=out)
     assert (one.kind, one.axis, one.count, one.bytes, one.slow) == (kind, axis, 1, sent, False)
+
+
+def test_steps_over_the_sides_of_a_torus_count_each_though_they_share_a_channel():
+    near, far = ([[0, 1], [2, 3]], [[0, 2], [1, 3]])
+
+    def steps(x):
+        for groups in (far, near):
+            x = jax.lax.psum_scatter(x, "fsdp", axis_index_groups=groups, tiled=True)
+        return x
+
+    total = sum(one.bytes for one in found(steps, (64,), specs=[ROWS], out=ROWS))
+    assert total == 16 * 4 * 3 // 4  # as in one step over all four
+
+
+FUSED = """%all-reduce-scatter.1 (p: bf16[64,128]) -> bf16[16,128] {
+  %p = bf16[64,128]{1,0} parameter(0)
+  %all-reduce.1 = bf16[64,128]{1,0} all-reduce(%p), channel_id=1, replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add
+  %i = u32[] partition-id()
+  ROOT %part = bf16[16,128]{1,0} dynamic-slice(%all-reduce.1, %i, %i), dynamic_slice_sizes={16,128}
+}
+
+ENTRY %main (x: bf16[64,128]) -> bf16[16,128] {
+  %x = bf16[64,128]{1,0} parameter(0)
+  ROOT %f = bf16[16,128]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_a_reduction_fused_with_its_slice_sends_each_device_its_part_alone():
+    (one,) = collectives.collectives(hlo.parse(FUSED), sharding.make_mesh(MESH, jax.devices()), same)
+    assert (one.kind, one.axis, one.bytes) == ("reduce-scatter", "fsdp", 64 * 128 * 2 * 3 // 4)
 
 
 def test_a_collective_in_a_loop_counts_every_turn():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import normal
 
-from g4v_jax import sharding
+from g4v_jax import sharding, torus
 from g4v_jax.nn import products
 
 ONE, ALL = "matrices", "all axes"
@@ -59,3 +59,51 @@ def test_one_cpu_takes_matrices_and_any_other_machine_all_axes(which, axes):
 def test_several_cpus_take_all_axes():
     with jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:2]), ("fsdp",))):
         assert sharding.platform() == "cpu" and not sharding.on_one_cpu()
+
+
+Q, O = ("embed", "heads", "head_dim"), ("heads", "head_dim", "embed")
+
+
+@pytest.mark.parametrize("names, dims, x, kernel", [
+    (("embed", "mlp"), 1, (8, 3, 8), (8, 6)), (Q, 1, (16, 8), (8, 2, 4)), (O, 2, (8, 3, 2, 4), (2, 4, 8)),
+])  # fmt: skip
+@pytest.mark.parametrize("mesh", [dict(replica=2, fsdp=4), dict(fsdp=4, tensor=2)])
+def test_by_the_sides_of_a_torus_a_product_is_the_same(mesh, names, dims, x, kernel):
+    x, kernel = jnp.asarray(normal(*x)), jnp.asarray(normal(*kernel))
+
+    def both(x, kernel):
+        return jax.value_and_grad(lambda x, k: jnp.sum(jnp.sin(products.contract(x, k, dims, names))), argnums=(0, 1))(x, kernel)
+
+    with jax.set_mesh(sharding.make_mesh(mesh)):
+        wanted = jax.jit(both)(x, kernel)
+        with torus.using((2, 2)):
+            ours = jax.jit(lambda x, kernel: both(x, kernel))(x, kernel)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+    assert "fsdp" in ours[1][1].sharding.spec  # the kernel's gradient is left where its part is kept
+
+
+def primitives(jaxpr) -> set[str]:
+    """The names of all operations, also of those inside others."""
+    found = set()
+    for eqn in jaxpr.eqns:
+        inner = [one for value in eqn.params.values() for one in (getattr(value, "jaxpr", value),) if hasattr(one, "eqns")]
+        found |= {eqn.primitive.name}.union(*map(primitives, inner))
+    return found
+
+
+@pytest.mark.parametrize("mesh, rows, learned, by_sides, sums", [
+    (dict(fsdp=8), 8, True, True, True),
+    (dict(fsdp=8), 8, False, True, False),  # a frozen kernel has no gradient to sum
+    (dict(fsdp=8), 4, True, False, False),  # rows that are not spread over all devices
+    (dict(fsdp=4, context=2), 8, True, False, False),
+])  # fmt: skip
+def test_when_a_product_goes_by_sides(mesh, rows, learned, by_sides, sums):
+    x, kernel = jnp.ones((rows, 3, 8)), jnp.ones((8, 16))
+
+    def loss(x, kernel):
+        return jnp.sum(products.contract(x, kernel, 1, ("embed", "mlp")))
+
+    with jax.set_mesh(sharding.make_mesh(mesh)), torus.using((2, mesh["fsdp"] // 2)):
+        names = primitives(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1) if learned else 0))(x, kernel).jaxpr)
+    assert ("all_gather" in names, "reduce_scatter" in names) == (by_sides, sums)

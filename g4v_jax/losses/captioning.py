@@ -73,13 +73,18 @@ def _head_losses_backward(head, residuals, g):
         return None, g[..., None].astype(residuals.dtype) * residuals, None
     params, hidden, kept = residuals
     moved = _token_losses_backward(kept, g)[0]
-    (to_params,) = jax.linear_transpose(lambda p: head(p, hidden), params)(moved)
+    to_params = _pull(lambda p: head(p, hidden), params, moved)
     return to_params, _to_states(head, params, hidden, moved), None
 
 
 def _to_states(head, params, hidden, moved):
     """The gradient of the states by that of their scores."""
-    return jax.linear_transpose(lambda x: head(params, x), hidden)(moved)[0]
+    return _pull(lambda x: head(params, x), hidden, moved)
+
+
+def _pull(function, inputs, moved):
+    """The gradient of a function's inputs by that of what it gives."""
+    return jax.vjp(function, inputs)[1](moved)[0]
 
 
 head_losses.defvjp(_head_losses, _head_losses_backward, symbolic_zeros=True)

@@ -51,7 +51,8 @@ class Linear(nn.Module):
         def param(name, init, shape, axes):
             return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32).astype(x.dtype)
 
-        y = contract(x, param("kernel", self.kernel_init(inputs), in_shape + self.outputs, self.axes), inputs)
+        kernel = param("kernel", self.kernel_init(inputs), in_shape + self.outputs, self.axes)
+        y = contract(x, kernel, inputs, self.axes)
         if self.use_bias:
             y = y + param("bias", nn.initializers.zeros_init(), self.outputs, out_axes)
         if self.lora_rank:

@@ -1,24 +1,60 @@
 """The matrix products of linear maps, as the compiler of the machine takes them best.
 
 May hold nothing but products. On one CPU they are of two matrices, whatever axes their operands have: a product over several
-axes, as a weight's gradient is, makes XLA's CPU compiler copy its operands across the grain first.
+axes, as a weight's gradient is, makes XLA's CPU compiler copy its operands across the grain first. On a torus of TPUs they say
+themselves how weights are gathered and gradients summed.
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
-from g4v_jax import sharding
+from g4v_jax import sharding, torus
 
 
-def contract(x: jax.Array, kernel: jax.Array, dims: int) -> jax.Array:
-    """The last `dims` axes of x with the first of a kernel: [... *in], [*in *out] -> [... *out]."""
-    if not sharding.on_one_cpu():  # axes that are merged can no longer be cut over a mesh each by itself
-        return jax.lax.dot_general(x, kernel, ((range(x.ndim - dims, x.ndim), range(dims)), ((), ())))
+def contract(x: jax.Array, kernel: jax.Array, dims: int, axes: tuple[str | None, ...] = ()) -> jax.Array:
+    """The last `dims` axes of x with the first of a kernel: [... *in], [*in *out] -> [... *out].
+
+    `axes`: logical names of the kernel's; by them it is gathered, and its gradient summed, where `torus.cut` says so.
+    """
     rows, outputs, inputs = x.shape[: x.ndim - dims], kernel.shape[dims:], math.prod(kernel.shape[:dims])
-    y = x.reshape(math.prod(rows), inputs) @ kernel.reshape(inputs, math.prod(outputs))
-    return y.reshape(rows + outputs)
+    matrix = (inputs, math.prod(outputs))
+    if sharding.on_one_cpu():
+        return (x.reshape(math.prod(rows), inputs) @ kernel.reshape(matrix)).reshape(rows + outputs)
+    cut = torus.cut((axes[:dims], axes[dims:]), matrix, rows)
+    if cut is not None:
+        return _by_sides(cut, x.reshape(rows + (inputs,)), kernel.reshape(matrix)).reshape(rows + outputs)
+    # rows that are merged can no longer be cut over a mesh each by itself
+    return jax.lax.dot_general(x, kernel, ((range(x.ndim - dims, x.ndim), range(dims)), ((), ())))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_sides(cut: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[... I], [I O] -> [... O]; the kernel's gradient is left cut over fsdp along its axis `cut`."""
+    return x @ torus.whole(kernel, cut)
+
+
+def _by_sides_forward(cut, x, kernel):
+    learned, x, kernel = kernel.perturbed, x.value, kernel.value
+    return x @ torus.whole(kernel, cut), (x if learned else None, kernel)
+
+
+def _by_sides_backward(cut, kept, g):
+    x, kernel = kept
+    to_x = g @ torus.whole(kernel, cut).T  # gathered as before, so that one gather serves both in a layer done again
+    if x is None:
+        return to_x, None
+
+    def own(x, g):
+        rows = range(x.ndim - 1)
+        return jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
+
+    return to_x, torus.scatter(own, x, g, cut)
+
+
+_by_sides.defvjp(_by_sides_forward, _by_sides_backward, symbolic_zeros=True)
 
 
 def score(x: jax.Array, table: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from g4v_jax.sharding import slice_of
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute",
          "collective-broadcast")  # fmt: skip
+FUSED_SCATTER = "all-reduce-scatter"  # a TPU's reduction and the slice of it, in one kernel that sends each device its part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +40,21 @@ def collectives(program: Program, mesh: Mesh, tower_of) -> list[Collective]:
     channel, as it does to overlap a gather with several products, counts once.
     """
     seen: dict = {}
-    for _, one, often in program.instructions():
+    for inside, one, often in program.instructions():
         kind = next((kind for kind in KINDS if one.opcode in (kind, f"{kind}-start")), None)
+        if inside.startswith(FUSED_SCATTER) and kind == "all-reduce":
+            kind = "reduce-scatter"
         if kind is None and one.opcode == "send" and "is_host_transfer=true" in one.rest:
             kind = "dcn"
         if kind is None:
             continue
         channel = re.search(r"channel_id=(\d+)", one.rest)
-        key = (kind, channel[1]) if channel else (kind, one.name)
+        groups = _group(one, mesh.devices.size)[:2]  # what is written by hand has one channel for all
+        key = (kind, channel[1], one.scope, *groups) if channel else (kind, one.name)
         if key not in seen or often < seen[key][1]:
             seen[key] = (one, often)
     totals: dict[tuple, list[int]] = {}
-    for (kind, _), (one, often) in seen.items():
+    for (kind, *_), (one, often) in seen.items():
         axis, size, slow = ("replica", 2, True) if kind == "dcn" else _span(one, kind, mesh)
         if size > 1:
             total = totals.setdefault((kind, axis, slow, tower_of(one.scope)), [0, 0])
@@ -65,6 +69,8 @@ def _sent(one: Instruction, kind: str, size: int) -> int:
     sizes = [array.bytes for array in one.arrays]
     if kind in ("collective-permute", "dcn", "collective-broadcast"):
         return sizes[0]
+    if kind == "reduce-scatter" and one.opcode.startswith("all-reduce"):
+        return sum(sizes) * (size - 1) // size
     if kind in ("all-gather", "reduce-scatter"):
         both = one.opcode.endswith("-start") and len(sizes) > 1  # a start's type is (operands, results)
         results = sum(sizes[len(sizes) // 2 :]) if both else sum(sizes)

@@ -101,7 +101,7 @@ def _convolution(one: Instruction, types: dict[str, Instruction]) -> int:
     x, k = (types[name].arrays[0].shape for name in one.operands[:2])
     y = one.arrays[0].shape
     window = dict(re.findall(r"(\w+)=([\w\-]+)", (re.search(r"window=\{([^}]*)\}", one.rest) or [None, ""])[1]))
-    axes = [label for label in inputs if label.isdigit()]
+    axes = sorted(label for label in inputs if label.isdigit())  # as the window's fields are, whatever the layout's order
 
     def along(name: str, default: str) -> list[str]:
         return window[name].split("x") if name in window else [default] * len(axes)

@@ -1,6 +1,7 @@
 """The train step: one jitted program, whatever a batch holds."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from g4v_jax import rng, trees
+from g4v_jax import rng, torus, trees
 from g4v_jax.nn.stack import stacked
 from g4v_jax.train.state import TrainState
 from g4v_jax.types import Array, Batch, Term
@@ -80,8 +81,15 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, spe
 
 def jit_step(step: Callable, state: TrainState) -> Callable:
     """A step as one program, of states with the shapes and shardings of `state`, which it takes over."""
+    sides = torus.sides(jax.tree.leaves(state)[0].sharding.mesh)
+
+    @functools.wraps(step)
+    def on_torus(*inputs):
+        with torus.using(sides):
+            return step(*inputs)
+
     # shardings out as in: a state that came back laid out otherwise would compile the step again
-    return jax.jit(step, donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None))
+    return jax.jit(on_torus, donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None))
 
 
 def _sum_over(function: Callable, pieces):

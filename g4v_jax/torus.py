@@ -1,0 +1,101 @@
+"""Gathers of weights and sums of their gradients over fsdp, one side of a TPU's torus after the other.
+
+May hold what knows how a mesh lies on a torus. Over two or three sides at once a TPU's compiler makes of a gradient's sum, and on
+three sides of a gather too, a reduction that brings the whole to every device, which sends twice as much; one side at a time it
+sends each device its part. What is sent is the same in any number of steps: (n-1)/n of the whole.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable
+from contextvars import ContextVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from g4v_jax.sharding import ACTIVATIONS, PARAMETERS, shards
+
+_SIDES: ContextVar[tuple[int, ...]] = ContextVar("sides", default=())
+
+
+def sides(mesh: Mesh) -> tuple[int, ...]:
+    """The sides of the torus of TPUs that a mesh's fsdp axis lies over, from the slowest to the fastest.
+
+    () where it is one line, where it does not lie straight, and on other machines.
+    """
+    line = mesh.devices[0, :, 0, 0]
+    if line[0].platform != "tpu":
+        return ()
+    places = np.array([(*device.coords, getattr(device, "core_on_chip", 0)) for device in line])
+    moving = [column for column in places.T if len(set(column.tolist())) > 1]
+    moving.sort(key=lambda column: -int(np.argmax(column != column[0])))  # the one that changes last first
+    sizes = tuple(len(set(column.tolist())) for column in moving)
+    if len(sizes) < 2 or math.prod(sizes) != len(line):
+        return ()
+    grid = [column.reshape(sizes) for column in moving]
+    straight = all((one == one.take([0], axis=i)).all() for k, one in enumerate(grid) for i in range(len(sizes)) if i != k)
+    return sizes if straight else ()
+
+
+@contextlib.contextmanager
+def using(sides: tuple[int, ...]):
+    """Products of weights that are traced inside go by these sides; by none where there are none."""
+    token = _SIDES.set(sides)
+    try:
+        yield
+    finally:
+        _SIDES.reset(token)
+
+
+def cut(names: tuple[tuple[str | None, ...], ...], matrix: tuple[int, int], rows: tuple[int, ...]) -> int | None:
+    """Which axis of a map's matrix [I O] lies over fsdp, 0 or 1, where the map is to go by sides; None where it is not.
+
+    `names`: logical names of the parameter's axes that make up I, and of those that make up O; `rows`: the leading axes of what
+    the map is applied to. It goes by sides where the first of them lies over replica and fsdp and none over context.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axis = next((i for i, side in enumerate(names) if len(side) == 1 and PARAMETERS.get(side[0]) == "fsdp"), None)
+    if axis is None or not _SIDES.get() or mesh.shape["context"] > 1 or mesh.manual_axes or not rows:
+        return None
+    return axis if rows[0] % shards("rows") == 0 and matrix[axis] % mesh.shape["fsdp"] == 0 else None
+
+
+def whole(x: jax.Array, axis: int) -> jax.Array:
+    """An array that is cut over fsdp along `axis`, gathered; how it lies over tensor stays."""
+
+    def own(x):
+        for lines in reversed(_lines()):
+            x = jax.lax.all_gather(x, "fsdp", axis=axis, axis_index_groups=lines, tiled=True)
+        return x
+
+    specs = dict(in_specs=_along(axis), out_specs=PartitionSpec())
+    return jax.shard_map(own, **specs, axis_names={"fsdp"}, check_vma=False)(x)
+
+
+def scatter(function: Callable, x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
+    """The sum over all rows of function(x, y), of which each device does its own, left cut over fsdp along `axis`.
+
+    Between replicas, whose network is slow, each device sends its part alone.
+    """
+
+    def own(x, y):
+        part = function(x, y)
+        for lines in _lines():
+            part = jax.lax.psum_scatter(part, "fsdp", scatter_dimension=axis, axis_index_groups=lines, tiled=True)
+        return jax.lax.psum(part, "replica")
+
+    rows = ACTIVATIONS["rows"]
+    specs = dict(in_specs=(PartitionSpec(rows),) * 2, out_specs=_along(axis))
+    return jax.shard_map(own, **specs, axis_names=set(rows), check_vma=False)(x, y)
+
+
+def _along(axis: int) -> PartitionSpec:
+    return PartitionSpec(*[None] * axis, "fsdp")
+
+
+def _lines() -> list[list[list[int]]]:
+    """Of each side, the slowest first: which places of the fsdp axis lie in one line along it."""
+    sizes = _SIDES.get()
+    places = np.arange(math.prod(sizes)).reshape(sizes)
+    return [np.moveaxis(places, i, -1).reshape(-1, size).tolist() for i, size in enumerate(sizes)]
