@@ -1,8 +1,8 @@
-"""Gathers of weights and sums of their gradients over fsdp, one side of a TPU's torus after the other.
+"""Gathers of weights and sums of their gradients over fsdp, in steps along the sides of a TPU's torus.
 
-May hold what knows how a mesh lies on a torus. Over two or three sides at once a TPU's compiler makes of a gradient's sum, and on
-three sides of a gather too, a reduction that brings the whole to every device, which sends twice as much; one side at a time it
-sends each device its part. What is sent is the same in any number of steps: (n-1)/n of the whole.
+May hold what knows how a mesh lies on a torus. A TPU's compiler scatters a sum along one side, and gathers along two. Of a scatter
+over several sides, and a gather over three, it makes a reduction that brings the whole to every device and sends twice as much.
+In steps that it knows each device is sent its part alone: in any number of them (n-1)/n of the whole.
 """
 
 import contextlib
@@ -65,8 +65,8 @@ def whole(x: jax.Array, axis: int) -> jax.Array:
     """An array that is cut over fsdp along `axis`, gathered; how it lies over tensor stays."""
 
     def own(x):
-        for lines in reversed(_lines()):
-            x = jax.lax.all_gather(x, "fsdp", axis=axis, axis_index_groups=lines, tiled=True)
+        for groups in reversed(_groups(2)):
+            x = jax.lax.all_gather(x, "fsdp", axis=axis, axis_index_groups=groups, tiled=True)
         return x
 
     specs = dict(in_specs=_along(axis), out_specs=PartitionSpec())
@@ -81,8 +81,8 @@ def scatter(function: Callable, x: jax.Array, y: jax.Array, axis: int) -> jax.Ar
 
     def own(x, y):
         part = function(x, y)
-        for lines in _lines():
-            part = jax.lax.psum_scatter(part, "fsdp", scatter_dimension=axis, axis_index_groups=lines, tiled=True)
+        for groups in _groups(1):
+            part = jax.lax.psum_scatter(part, "fsdp", scatter_dimension=axis, axis_index_groups=groups, tiled=True)
         return jax.lax.psum(part, "replica")
 
     rows = ACTIVATIONS["rows"]
@@ -94,8 +94,9 @@ def _along(axis: int) -> PartitionSpec:
     return PartitionSpec(*[None] * axis, "fsdp")
 
 
-def _lines() -> list[list[list[int]]]:
-    """Of each side, the slowest first: which places of the fsdp axis lie in one line along it."""
+def _groups(together: int) -> list[list[list[int]]]:
+    """Of each step, over so many sides at once, the slowest first: which places of the fsdp axis are one group in it."""
     sizes = _SIDES.get()
-    places = np.arange(math.prod(sizes)).reshape(sizes)
-    return [np.moveaxis(places, i, -1).reshape(-1, size).tolist() for i, size in enumerate(sizes)]
+    steps = [math.prod(sizes[i : i + together]) for i in range(0, len(sizes), together)]
+    places = np.arange(math.prod(steps)).reshape(steps)
+    return [np.moveaxis(places, i, -1).reshape(-1, size).tolist() for i, size in enumerate(steps)]

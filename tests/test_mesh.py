@@ -55,7 +55,7 @@ def test_a_mesh_changes_nothing_and_copies_nothing_needlessly(name, capfd):
 
 
 @pytest.mark.parametrize("mesh, sides", [
-    (dict(fsdp=8), (2, 4)), (dict(replica=2, fsdp=4), (2, 2)), (dict(fsdp=4, tensor=2), (2, 2)),
+    (dict(fsdp=8), (2, 2, 2)), (dict(replica=2, fsdp=4), (2, 2)), (dict(fsdp=4, tensor=2), (2, 2)),
 ])  # fmt: skip
 def test_gathers_and_sums_by_the_sides_of_a_torus_change_nothing(mesh, sides, capfd):
     gradients, metrics = one_step(tiny.build(8, **mesh), sides)

@@ -104,11 +104,13 @@ def test_a_terminal_gets_a_bar(tmp_path):
 
 def test_plot_and_note(logger, tmp_path):
     for step in (1, 2, 3):
-        take(logger, step, metrics(4.0 / step, **{"loss/safety": 1.0}))
+        take(logger, step, metrics(4.0 / step, **{"loss/safety": 1.0, "loss/preference": 0.0}))
     logger.note(3, {"eval/cider": 0.5})
     logger.flush()
     logger.plot()
-    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    picture = (tmp_path / "losses.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert int.from_bytes(picture[16:20]) == 2 * 495  # its width: no panel for what the data never had
     assert {"step": 3, "eval/cider": 0.5} in [json.loads(line) for line in logger._file.read_text().splitlines()]
 
 

@@ -212,11 +212,11 @@ class Logger:
         return latest
 
     def plot(self) -> None:
-        """Write `WORKDIR/losses.png`: a panel a loss, over steps."""
+        """Write `WORKDIR/losses.png`: a panel for each loss that the run's data had, over steps."""
         from matplotlib.figure import Figure  # two seconds of every start, for one picture at the end
 
         entries = self.entries()
-        names = sorted({name for entry in entries for name in _losses(entry)})
+        names = sorted({name for entry in entries for name, value in _losses(entry).items() if value})
         if not (self._writes and names):
             return
         figure = Figure(figsize=(4.5 * len(names), 3.2), layout="constrained")
