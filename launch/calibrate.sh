@@ -38,7 +38,7 @@ for run in sys.argv[2:]:
     topology, _, published = RUNS[run]
     bound, memory = plan["bound"], plan["memory"]
     ratios.append(published / bound["mfu"])
-    held = (memory["arguments"] + memory["temporaries"]) / 2**30
+    held = memory["needed"] / 2**30
     print(f"| {run} | {topology} | {published:.3f} | {bound['mfu']:.3f} | {ratios[-1]:.2f} | {bound['limit']} | {held:.1f} |")
 print(f"\npublished / bound: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}, n = {len(ratios)}")
 END

@@ -321,6 +321,8 @@ def test_a_plan_of_the_tiny_model_adds_up():
     assert plan["bound"] is None and plan["devices"] == 8 and plan["mesh"]["fsdp"] == 8
     held = sum(one["memory"]["arguments"] for one in plan["towers"].values())
     assert held == plan["memory"]["arguments"] + plan["memory"]["idle"]
+    memory = plan["memory"]
+    assert memory["needed"] == memory["arguments"] + memory["temporaries"] + max(0, memory["outputs"] - memory["aliased"])
     assert 0 < plan["memory"]["idle"] < plan["towers"]["autoencoder"]["memory"]["arguments"]  # training decodes nothing
     for name in ("model", "compiled"):
         assert sum(one["flops"][name] for one in plan["towers"].values()) == pytest.approx(plan["flops"][name])

@@ -14,7 +14,7 @@ TARGET = topology.parse("h100:8")
 
 
 def compiled(memory: int) -> Compiled:
-    sizes = dict(arguments=memory // 2, outputs=0, aliased=0, temporaries=memory - memory // 2, peak=memory)
+    sizes = dict(arguments=memory // 2, outputs=0, aliased=0, temporaries=memory - memory // 2, peak=memory, needed=memory)
     return Compiled(sizes, {"llm": 10**9}, {"llm": 10**6}, [], [], 1.0, "")
 
 

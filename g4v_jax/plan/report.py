@@ -1,14 +1,16 @@
 """A plan as data: what one device holds, does and sends in a step, and how fast that can be. `table` draws it for people.
 
     {"topology", "slices", "devices", "mesh",
-     "memory": {"arguments", "outputs", "aliased", "temporaries", "peak", "idle"} bytes a device, "hbm" that it has,
+     "memory": {"arguments", "outputs", "aliased", "temporaries", "peak", "needed", "idle"} bytes a device, "hbm" that it has,
      "flops": {"model", "compiled"} a device, "collectives": [{"kind", "axis", "slow", "count", "bytes"}, ...] a device,
      "bound": {"compute_s", "hbm_s", "ici_s", "dcn_s", "step_s", "mfu", "limit"}, null where a chip's rates are not known,
      "towers": {NAME: {"parameters": {"trainable", "frozen"}, "memory": {"arguments", "temporaries"}, "flops", "collectives",
                        "bound"}},
      "largest": [[bytes, type, tower, scope], ...], "compile_s"}
 
-"idle" is what a run holds beside the step's arguments: frozen weights that training does not use, such as a decoder's.
+"needed" is what a device must have for the step: on a TPU the compiler's peak, by which it refuses, elsewhere arguments, temporaries
+and outputs that are written elsewhere. "idle" is what a run holds beside it: frozen weights that training does not use, such as a
+decoder's.
 """
 
 from collections import Counter

@@ -192,7 +192,7 @@ def search(
         except DoesNotFit as error:
             say(f"  does not fit ({error}): {one.candidate}")
             continue
-        memory = compiled.memory["arguments"] + compiled.memory["temporaries"]
+        memory = compiled.memory["needed"]
         whole, _ = step_bound(target.chip, compiled, build.mesh, model)
         say(f"  {memory / GIB:7.2f} GiB, {1e3 * whole.step_s:9.1f} ms: {one.candidate}")
         ranked.append(_row(config, one, memory, whole))

@@ -11,8 +11,8 @@ def mesh_text(mesh: dict[str, int]) -> str:
 def table(plan: dict) -> str:
     """A plan for people."""
     memory, flops, bound = plan["memory"], plan["flops"], plan["bound"]
-    held = memory["arguments"] + memory["idle"] + memory["temporaries"] + max(0, memory["outputs"] - memory["aliased"])
-    size, of_size = (2**30, "GiB") if held >= 2**29 else (2**20, "MiB")
+    needed = memory["needed"] + memory["idle"]
+    size, of_size = (2**30, "GiB") if needed >= 2**29 else (2**20, "MiB")
     work, of_work = (1e12, "TFLOP") if flops["compiled"] >= 1e11 else (1e9, "GFLOP")
 
     def bytes_(count: float) -> str:
@@ -30,7 +30,7 @@ def table(plan: dict) -> str:
     lines = [f"{plan['topology']}{slices}: {plan['devices']} devices, {mesh_text(plan['mesh'])}", "", *_columns(rows), ""]
     has = f" of {plan['hbm'] / size:.2f}" if plan["hbm"] else ""
     lines += [
-        f"memory       {bytes_(held)}{has} {of_size}: arguments {bytes_(memory['arguments'])}, idle {bytes_(memory['idle'])}, "
+        f"memory       {bytes_(needed)}{has} {of_size} needed: arguments {bytes_(memory['arguments'])}, idle {bytes_(memory['idle'])}, "
         f"temporaries {bytes_(memory['temporaries'])}, outputs elsewhere {bytes_(max(0, memory['outputs'] - memory['aliased']))}; "
         f"the compiler's peak {bytes_(memory['peak'])}"
     ]
