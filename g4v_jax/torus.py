@@ -48,50 +48,56 @@ def using(sides: tuple[int, ...]):
         _SIDES.reset(token)
 
 
-def cut(names: tuple[tuple[str | None, ...], ...], matrix: tuple[int, int], rows: tuple[int, ...]) -> int | None:
-    """Which axis of a map's matrix [I O] lies over fsdp, 0 or 1, where the map is to go by sides; None where it is not.
+def cut(names: tuple[tuple[str | None, ...], ...], matrix: tuple[int, int], rows: tuple[int, ...]) -> PartitionSpec | None:
+    """How a map's matrix [I O] is cut over fsdp and tensor, where the map is to go by sides; None where it is not.
 
     `names`: logical names of the parameter's axes that make up I, and of those that make up O; `rows`: the leading axes of what
     the map is applied to. It goes by sides where the first of them lies over replica and fsdp and none over context.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axis = next((i for i, side in enumerate(names) if len(side) == 1 and PARAMETERS.get(side[0]) == "fsdp"), None)
-    if axis is None or not _SIDES.get() or mesh.shape["context"] > 1 or mesh.manual_axes or not rows:
+    if not _SIDES.get() or mesh.shape["context"] > 1 or mesh.manual_axes or not rows or rows[0] % shards("rows"):
         return None
-    return axis if rows[0] % shards("rows") == 0 and matrix[axis] % mesh.shape["fsdp"] == 0 else None
+    over = [[PARAMETERS[name] if name else None for name in side] for side in names]
+    spec = PartitionSpec(*(side[0] if side else None for side in over))
+    known = all(axis is None for side in over for axis in side[1:])  # only the outermost of merged axes may be cut
+    divides = all(size % mesh.shape[axis] == 0 for size, axis in zip(matrix, spec) if axis)
+    alone = all(len(side) == 1 for side, axis in zip(over, spec) if axis == "fsdp")
+    return spec if "fsdp" in spec and known and divides and alone else None
 
 
-def whole(x: jax.Array, axis: int) -> jax.Array:
-    """An array that is cut over fsdp along `axis`, gathered; how it lies over tensor stays."""
+def whole(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """A matrix that is cut by `spec`, gathered over fsdp."""
 
     def own(x):
         for groups in reversed(_groups(2)):
-            x = jax.lax.all_gather(x, "fsdp", axis=axis, axis_index_groups=groups, tiled=True)
+            x = jax.lax.all_gather(x, "fsdp", axis=spec.index("fsdp"), axis_index_groups=groups, tiled=True)
         return x
 
-    specs = dict(in_specs=_along(axis), out_specs=PartitionSpec())
-    return jax.shard_map(own, **specs, axis_names={"fsdp"}, check_vma=False)(x)
+    return jax.shard_map(own, in_specs=spec, out_specs=PartitionSpec(*map(_but_fsdp, spec)), check_vma=False)(x)
 
 
-def scatter(function: Callable, x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
-    """The sum over all rows of function(x, y), of which each device does its own, left cut over fsdp along `axis`.
+def scatter(function: Callable, x: jax.Array, y: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """The sum over all rows of function(x, y), of which each device does its own, a matrix that is left cut by `spec`.
 
-    Between replicas, whose network is slow, each device sends its part alone.
+    x [rows ... I] and y [rows ... O]. Between replicas, whose network is slow, each device sends its part alone.
     """
 
     def own(x, y):
         part = function(x, y)
         for groups in _groups(1):
-            part = jax.lax.psum_scatter(part, "fsdp", scatter_dimension=axis, axis_index_groups=groups, tiled=True)
+            part = jax.lax.psum_scatter(
+                part, "fsdp", scatter_dimension=spec.index("fsdp"), axis_index_groups=groups, tiled=True
+            )
         return jax.lax.psum(part, "replica")
 
-    rows = ACTIVATIONS["rows"]
-    specs = dict(in_specs=(PartitionSpec(rows),) * 2, out_specs=_along(axis))
-    return jax.shard_map(own, **specs, axis_names=set(rows), check_vma=False)(x, y)
+    def of(array, axis):
+        return PartitionSpec(ACTIVATIONS["rows"], *[None] * (array.ndim - 2), _but_fsdp(axis))
+
+    return jax.shard_map(own, in_specs=tuple(map(of, (x, y), spec)), out_specs=spec, check_vma=False)(x, y)
 
 
-def _along(axis: int) -> PartitionSpec:
-    return PartitionSpec(*[None] * axis, "fsdp")
+def _but_fsdp(axis: str | None) -> str | None:
+    return None if axis == "fsdp" else axis
 
 
 def _groups(together: int) -> list[list[list[int]]]:

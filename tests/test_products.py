@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from tiny import normal
 
 from g4v_jax import sharding, torus
 from g4v_jax.nn import products
+from g4v_jax.plan import hlo
+from g4v_jax.plan.collectives import collectives
 
 ONE, ALL = "matrices", "all axes"
 
@@ -81,6 +84,21 @@ def test_by_the_sides_of_a_torus_a_product_is_the_same(mesh, names, dims, x, ker
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
     assert "fsdp" in ours[1][1].sharding.spec  # the kernel's gradient is left where its part is kept
+
+
+def test_by_sides_only_parts_over_tensor_are_sent():
+    mesh = sharding.make_mesh(dict(fsdp=4, tensor=2))
+    specs = PartitionSpec("fsdp"), PartitionSpec("fsdp", "tensor")
+    x, kernel = (jax.device_put(jnp.asarray(normal(*shape)), NamedSharding(mesh, spec)) for shape, spec in zip(((8, 3, 16), (16, 32)), specs))
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(products.contract(x, kernel, 1, ("embed", "mlp"))))
+
+    with jax.set_mesh(mesh), torus.using((2, 2)):
+        text = jax.jit(jax.grad(loss, argnums=1)).lower(x, kernel).compile().as_text()
+    sent = {(one.kind, one.axis): one.bytes for one in collectives(hlo.parse(text), mesh, lambda scope: "all")}
+    part = 16 * 32 // 2 * 4 * 3 // 4
+    assert sent == {("all-gather", "fsdp"): part, ("reduce-scatter", "fsdp"): part}
 
 
 def primitives(jaxpr) -> set[str]:

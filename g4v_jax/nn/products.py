@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from g4v_jax import sharding, torus
 
@@ -31,8 +32,8 @@ def contract(x: jax.Array, kernel: jax.Array, dims: int, axes: tuple[str | None,
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_sides(cut: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[... I], [I O] -> [... O]; the kernel's gradient is left cut over fsdp along its axis `cut`."""
+def _by_sides(cut: PartitionSpec, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[... I], [I O] -> [... O]; the kernel is cut by `cut`, and so is its gradient."""
     return x @ torus.whole(kernel, cut)
 
 
