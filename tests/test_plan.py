@@ -282,27 +282,29 @@ def test_a_gpus_description_says_what_its_compiler_asks_for():
 
 
 def test_links_of_a_torus_close_to_rings_where_it_is_long_enough():
-    places = np.empty((4, 4, 1, 4), object)
-    for at in np.ndindex(places.shape):
-        places[at] = SimpleNamespace(coords=[at[0], at[1], at[3]])
-    mesh = SimpleNamespace(devices=places, axis_names=sharding.AXES)
+    line, plane = (collectives.sides([SimpleNamespace(coords=[x, 0, z]) for x in range(4) for z in range(n)]) for n in (1, 4))
+    assert (line, plane) == (((0, 4),), ((0, 4), (2, 4)))
     chip = CHIPS["v5p"]
-    assert roofline.link_rate(chip, mesh, "fsdp") == 2 * chip.link_rate
-    assert roofline.link_rate(chip, mesh, "fsdp+tensor") == 4 * chip.link_rate
-    assert roofline.link_rate(CHIPS["v5e"], mesh, "fsdp") == chip.link_rate / 2  # 4 of 16: an open chain
-    assert roofline.link_rate(CHIPS["h100"], mesh, "fsdp") == CHIPS["h100"].link_rate
-    assert roofline.link_rate(chip, mesh, "context") == float("inf")  # within a chip
+    assert roofline.link_rate(chip, line) == 2 * chip.link_rate
+    assert roofline.link_rate(chip, plane) == 4 * chip.link_rate
+    assert roofline.link_rate(CHIPS["v5e"], line) == CHIPS["v5e"].link_rate  # 4 of 16: an open chain
+    assert roofline.link_rate(CHIPS["h100"], ()) == CHIPS["h100"].link_rate
+    assert roofline.link_rate(chip, ()) == float("inf")  # within a chip
 
 
 def test_a_bound_is_what_takes_longest():
-    sent = [collectives.Collective("all-gather", "fsdp", slow, "llm", 1, 10**9) for slow in (False, True)]
-    places = np.empty((1, 4, 1, 1), object)
-    for at in np.ndindex(places.shape):
-        places[at] = SimpleNamespace(coords=[at[1], 0, 0])
-    mesh, chip = SimpleNamespace(devices=places, axis_names=sharding.AXES), CHIPS["v5p"]
-    one = roofline.bound(chip, 4.59e14, 2.765e12, sent, mesh, 2.295e14)
+    def sent(kind, slow, *along):
+        return collectives.Collective(kind, "fsdp", slow, "llm", along, 1, 10**9)
+
+    x, y = (0, 4), (1, 4)
+    both = [sent("all-gather", False, x), sent("all-gather", True, x)]
+    one = roofline.bound(CHIPS["v5p"], 4.59e14, 2.765e12, both, 2.295e14)
     assert (one.compute_s, one.hbm_s, one.ici_s, one.dcn_s) == (1.0, 1.0, pytest.approx(0.005), pytest.approx(0.16))
     assert one.mfu == pytest.approx(0.5) and one.step_s == 1.0 and one.limit == "arithmetic"
+    for links, seconds in (([x, y], 0.005), ([x, x], 0.01)):  # other sides have other links
+        each = [sent("reduce-scatter", False, side) for side in links]
+        assert roofline.bound(CHIPS["v5p"], 1.0, 1.0, each, 1.0).ici_s == pytest.approx(seconds)
+    assert roofline.bound(CHIPS["v5p"], 1.0, 1.0, [sent("all-gather", False, x, y)], 1.0).ici_s == pytest.approx(0.0025)
 
 
 def test_a_refusal_for_want_of_memory_becomes_a_sentence():

@@ -29,6 +29,7 @@ class Collective:
     axis: str  # names of mesh axes joined by "+", as the groups span them
     slow: bool  # whether a group spans slices or nodes
     tower: str
+    along: tuple[tuple[int, int], ...]  # which sides of a torus the groups span, and over how many chips; () without one
     count: int  # executions
     bytes: int  # that one device sends
 
@@ -55,9 +56,9 @@ def collectives(program: Program, mesh: Mesh, tower_of) -> list[Collective]:
             seen[key] = (one, often)
     totals: dict[tuple, list[int]] = {}
     for (kind, *_), (one, often) in seen.items():
-        axis, size, slow = ("replica", 2, True) if kind == "dcn" else _span(one, kind, mesh)
+        axis, size, slow, along = ("replica", 2, True, ()) if kind == "dcn" else _span(one, kind, mesh)
         if size > 1:
-            total = totals.setdefault((kind, axis, slow, tower_of(one.scope)), [0, 0])
+            total = totals.setdefault((kind, axis, slow, tower_of(one.scope), along), [0, 0])
             total[0] += often
             total[1] += often * _sent(one, kind, size)
     found = [Collective(*key, *total) for key, total in totals.items()]
@@ -80,14 +81,20 @@ def _sent(one: Instruction, kind: str, size: int) -> int:
     return sum(sizes) * (size - 1) // size
 
 
-def _span(one: Instruction, kind: str, mesh: Mesh) -> tuple[str, int, bool]:
-    """(axes, group size, slow) of a collective."""
+def sides(devices: Sequence) -> tuple[tuple[int, int], ...]:
+    """Which sides of a torus devices differ along, and in how many places; () for what lies on none."""
+    places = zip(*(getattr(device, "coords", None) or () for device in devices))
+    return tuple((side, len(set(at))) for side, at in enumerate(places) if len(set(at)) > 1)
+
+
+def _span(one: Instruction, kind: str, mesh: Mesh) -> tuple[str, int, bool, tuple[tuple[int, int], ...]]:
+    """(axes, group size, slow, sides) of a collective."""
     group = np.array(_pair(one) if kind == "collective-permute" else _group(one, mesh.devices.size))
     places = np.stack(np.unravel_index(group, mesh.devices.shape))
     axes = [name for name, at in zip(mesh.axis_names, places) if len(set(at.tolist())) > 1]
     here = [mesh.devices.flat[i] for i in group]
     apart = {device.process_index if device.platform == "gpu" else slice_of(device) for device in here}  # nodes or slices
-    return "+".join(axes), len(group), len(apart) > 1
+    return "+".join(axes), len(group), len(apart) > 1, sides(here)
 
 
 def _pair(one: Instruction) -> Sequence[int]:

@@ -26,7 +26,7 @@ from g4v_jax.plan.topology import Target
 def report(target: Target, build: Build, compiled: Compiled) -> dict:
     """The plan of a compiled step as plain data, as in the head of this file."""
     mesh, model = build.mesh, model_arithmetic(build)
-    whole, bounds = step_bound(target.chip, compiled, mesh, model) if target.chip.flops else (None, {})
+    whole, bounds = step_bound(target.chip, compiled, mesh.size, model) if target.chip.flops else (None, {})
     parameters, arguments = describe(build)["parameters"], _arguments(build)
     temporary = Counter()
     for one in compiled.fullest:

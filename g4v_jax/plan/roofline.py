@@ -5,9 +5,8 @@ published peak: no run is faster, and how much slower real ones are is told by `
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
-
-from jax.sharding import Mesh
 
 from g4v_jax.plan.chips import Chip
 from g4v_jax.plan.collectives import Collective
@@ -38,53 +37,42 @@ class Bound:
         return dataclasses.asdict(self) | {"step_s": self.step_s}
 
 
-def bound(
-    chip: Chip, flops: float, traffic: float, sent: Sequence[Collective], mesh: Mesh, model_flops: float
-) -> Bound:
+def bound(chip: Chip, flops: float, traffic: float, sent: Sequence[Collective], model_flops: float) -> Bound:
     """Of one device's operations, bytes of memory traffic and collectives; `model_flops` of a device, for the MFU."""
-    fast: dict[str, float] = {}
+    busy: Counter = Counter()  # seconds of the links of each side of the torus; what goes along others may go at once
     for one in sent:
         if not one.slow:
-            fast[one.axis] = fast.get(one.axis, 0.0) + one.bytes / link_rate(chip, mesh, one.axis)
+            busy.update(dict.fromkeys([side for side, _ in one.along] or [None], one.bytes / link_rate(chip, one.along)))
     slow = sum(one.bytes for one in sent if one.slow)
     found = Bound(
-        flops / chip.flops,
-        traffic / chip.hbm_rate,
-        max(fast.values(), default=0.0),  # axes of the mesh may use different links at once
-        slow / chip.dcn_rate,
+        flops / chip.flops, traffic / chip.hbm_rate, max(busy.values(), default=0.0), slow / chip.dcn_rate
     )
     return dataclasses.replace(found, mfu=model_flops / chip.flops / found.step_s if found.step_s else 0.0)
 
 
-def step_bound(chip: Chip, compiled: Compiled, mesh: Mesh, model_flops: dict[str, float]) -> tuple[Bound, dict[str, Bound]]:
+def step_bound(chip: Chip, compiled: Compiled, devices: int, model_flops: dict[str, float]) -> tuple[Bound, dict[str, Bound]]:
     """(the whole step's bound, each tower's); `model_flops` by tower over all devices. Only for chips with known rates.
 
     What a compiled text does not show of the arithmetic, kernels written by hand, counts as often as the model needs it.
     """
-    share = {tower: count / mesh.size for tower, count in model_flops.items()}
+    share = {tower: count / devices for tower, count in model_flops.items()}
     done = {tower: max(compiled.flops.get(tower, 0), share.get(tower, 0)) for tower in {*compiled.flops, *share}}
     towers = {}
     for tower in sorted({*done, *compiled.traffic}):
         sent = [one for one in compiled.collectives if one.tower == tower]
-        towers[tower] = bound(chip, done.get(tower, 0), compiled.traffic.get(tower, 0), sent, mesh, share.get(tower, 0))
-    whole = bound(
-        chip, sum(done.values()), sum(compiled.traffic.values()), compiled.collectives, mesh, sum(share.values())
-    )
+        towers[tower] = bound(chip, done.get(tower, 0), compiled.traffic.get(tower, 0), sent, share.get(tower, 0))
+    whole = bound(chip, sum(done.values()), sum(compiled.traffic.values()), compiled.collectives, sum(share.values()))
     return whole, towers
 
 
-def link_rate(chip: Chip, mesh: Mesh, axis: str) -> float:
-    """Bytes a second that a device sends to others along axes of the mesh ("fsdp" or "fsdp+tensor").
+def link_rate(chip: Chip, along: tuple[tuple[int, int], ...]) -> float:
+    """Bytes a second that a device sends to others of a group that spans these sides (see `Collective`).
 
-    On a torus: both directions of every dimension that a group spans, one where the dimension does not close to a ring;
-    through a switch all links at once. Infinite between the cores of one chip.
+    On a torus: both directions of every side, one where a side does not close to a ring; through a switch all links at once.
+    Infinite between the cores of one chip.
     """
     if not chip.dims:
         return chip.link_rate
-    names = axis.split("+")
-    group = mesh.devices[tuple(slice(None) if name in names else 0 for name in mesh.axis_names)].reshape(-1)
-    sizes = [len({device.coords[i] for device in group}) for i in range(chip.dims)]
-    spanned = [size for size in sizes if size > 1]
-    if not spanned:
+    if not along:
         return float("inf")
-    return sum(chip.link_rate * (2 if size % chip.wraps == 0 else 1) for size in spanned) / chip.devices
+    return sum(chip.link_rate * (2 if size % chip.wraps == 0 else 1) for _, size in along) / chip.devices

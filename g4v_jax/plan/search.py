@@ -14,7 +14,7 @@ from g4v_jax.build import Build
 from g4v_jax.errors import UserError
 from g4v_jax.plan.account import describe, model_arithmetic, scores_of_attention
 from g4v_jax.plan.chips import GIB, Chip
-from g4v_jax.plan.collectives import Collective
+from g4v_jax.plan.collectives import Collective, sides
 from g4v_jax.plan.compiled import Compiled, DoesNotFit, compile_step
 from g4v_jax.plan.roofline import Bound, bound, step_bound
 from g4v_jax.plan.table import mesh_text
@@ -103,7 +103,6 @@ def estimate(build: Build, known: dict, candidate: Candidate, chip: Chip, model:
         needed * (1 + AGAIN[candidate.remat]),
         2 * candidate.micro_batches * given + 3 * everything,
         list(transfers(build, known["parameters"], candidate)),
-        build.mesh,
         needed,
     )
     return Estimate(candidate, memory, found)
@@ -142,7 +141,8 @@ def transfers(build: Build, parameters: dict, candidate: Candidate) -> Iterator[
     passes = 3 if candidate.remat in ("attention", "full") else 2
 
     def sent(axis: str, count: float, slow: bool = False) -> Collective:
-        return Collective(kind="estimate", axis=axis, slow=slow, tower="", count=1, bytes=int(count))
+        along = sides(build.mesh.devices[tuple(slice(None) if name == axis else 0 for name in build.mesh.axis_names)])
+        return Collective(kind="estimate", axis=axis, slow=slow, tower="", along=along, count=1, bytes=int(count))
 
     share = (mesh["fsdp"] - 1) / mesh["fsdp"]
     yield sent("fsdp", share * (micro * passes * (trainable + frozen) + trainable))
@@ -193,7 +193,7 @@ def search(
             say(f"  does not fit ({error}): {one.candidate}")
             continue
         memory = compiled.memory["needed"]
-        whole, _ = step_bound(target.chip, compiled, build.mesh, model)
+        whole, _ = step_bound(target.chip, compiled, build.mesh.size, model)
         say(f"  {memory / GIB:7.2f} GiB, {1e3 * whole.step_s:9.1f} ms: {one.candidate}")
         ranked.append(_row(config, one, memory, whole))
     if not ranked:
