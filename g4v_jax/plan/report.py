@@ -8,8 +8,8 @@
                        "bound"}},
      "largest": [[bytes, type, tower, scope], ...], "compile_s"}
 
-"needed" is what a device must have for the step: on a TPU the compiler's peak, by which it refuses, elsewhere arguments, temporaries
-and outputs that are written elsewhere. "idle" is what a run holds beside it: frozen weights that training does not use, such as a
+"needed" is what a device must have for the step: arguments, temporaries and outputs that are written elsewhere; on a TPU the compiler's
+peak, by which it refuses, where that is less. "idle" is what a run holds beside it: frozen weights that training does not use, such as a
 decoder's.
 """
 
