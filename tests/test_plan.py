@@ -209,6 +209,14 @@ def test_a_reduction_fused_with_its_slice_sends_each_device_its_part_alone():
     assert (one.kind, one.axis, one.bytes) == ("reduce-scatter", "fsdp", 64 * 128 * 2 * 3 // 4)
 
 
+def test_a_sum_that_is_done_again_before_a_loop_counts_there_too():
+    line = "  %r.{n} = bf16[16,128]{{1,0}} reduce-scatter(%x), channel_id=1, replica_groups={{{{0,2,4,6}},{{1,3,5,7}}}}, dimensions={{0}}, to_apply=%add"
+    body = "\n".join(line.format(n=n) for n in (1, 2))
+    text = f"ENTRY %main (x: bf16[64,128]) -> bf16[16,128] {{\n  %x = bf16[64,128]{{1,0}} parameter(0)\n{body}\n}}\n"
+    (one,) = collectives.collectives(hlo.parse(text), sharding.make_mesh(MESH, jax.devices()), same)
+    assert (one.kind, one.count, one.bytes) == ("reduce-scatter", 2, 2 * 16 * 128 * 2 * 3)
+
+
 def test_a_collective_in_a_loop_counts_every_turn():
     def loop(x):
         return jax.lax.scan(lambda c, _: (jax.lax.psum(c, "fsdp") * 0.1, None), x, length=9)[0]

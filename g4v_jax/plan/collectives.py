@@ -51,7 +51,8 @@ def collectives(program: Program, mesh: Mesh, tower_of) -> list[Collective]:
             continue
         channel = re.search(r"channel_id=(\d+)", one.rest)
         groups = _group(one, mesh.devices.size)[:2]  # what is written by hand has one channel for all
-        key = (kind, channel[1], one.scope, *groups) if channel else (kind, one.name)
+        again = channel and kind not in ("all-reduce", "reduce-scatter")  # these are repeated only where they are done again
+        key = (kind, channel[1], one.scope, *groups) if again else (kind, one.name)
         if key not in seen or often < seen[key][1]:
             seen[key] = (one, often)
     totals: dict[tuple, list[int]] = {}
