@@ -217,6 +217,14 @@ def test_a_sum_that_is_done_again_before_a_loop_counts_there_too():
     assert (one.kind, one.count, one.bytes) == ("reduce-scatter", 2, 2 * 16 * 128 * 2 * 3)
 
 
+def test_a_gather_that_is_done_once_more_before_its_loop_counts_there_too():
+    gather = "  %g.{n} = f32[64]{{0}} all-gather(%p), channel_id=1, replica_groups={{{{0,2,4,6}},{{1,3,5,7}}}}, dimensions={{0}}"
+    twice = gather.format(n=1) + "\n" + gather.format(n=2)  # repeated in the loop, as to overlap it
+    text = TPU_LOOP.replace("  ROOT %t.1", twice + "\n  ROOT %t.1").replace("  ROOT %out", gather.format(n=3) + "\n  ROOT %out")
+    (one,) = collectives.collectives(hlo.parse(text), sharding.make_mesh(MESH, jax.devices()), same)
+    assert (one.count, one.bytes) == (12 + 1, 13 * 64 * 4 * 3 // 4)
+
+
 def test_a_collective_in_a_loop_counts_every_turn():
     def loop(x):
         return jax.lax.scan(lambda c, _: (jax.lax.psum(c, "fsdp") * 0.1, None), x, length=9)[0]
@@ -290,7 +298,7 @@ def test_a_gpus_description_says_what_its_compiler_asks_for():
 
 
 def test_links_of_a_torus_close_to_rings_where_it_is_long_enough():
-    line, plane = (collectives.sides([SimpleNamespace(coords=[x, 0, z]) for x in range(4) for z in range(n)]) for n in (1, 4))
+    line, plane = (collectives.along([SimpleNamespace(coords=[x, 0, z]) for x in range(4) for z in range(n)]) for n in (1, 4))
     assert (line, plane) == (((0, 4),), ((0, 4), (2, 4)))
     chip = CHIPS["v5p"]
     assert roofline.link_rate(chip, line) == 2 * chip.link_rate

@@ -16,7 +16,6 @@ from g4v_jax.errors import UserError
 from g4v_jax.losses.captioning import head_losses, in_chunks, token_losses, weighted
 from g4v_jax.losses.reconstruction import Reconstruction, ReconstructionSpec
 from g4v_jax.losses.safety import detection, detection_count
-from g4v_jax.plan import flops
 from g4v_jax.train.optim import Optimizer
 from g4v_jax.train.step import StepSpec, make_gradient_cosines
 from g4v_jax.types import Term
@@ -285,8 +284,8 @@ def test_a_heads_losses_are_of_its_scores_however_wide_and_a_frozen_one_keeps_no
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
                 np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
             for argument, products in ((0, 2), ((0, 1), 3 if chunks == 1 else 4)):  # in chunks scores are made again
-                traced = jax.make_jaxpr(jax.grad(loss, argnums=argument), static_argnums=2)(states, table, chunks)
-                assert sum(flops.count(traced, ()).values()) == products * 2 * states.size * 1031
+                text = str(jax.make_jaxpr(jax.grad(loss, argnums=argument), static_argnums=2)(states, table, chunks))
+                assert text.count("dot_general[") == products
 
 
 @pytest.mark.parametrize("positive_weight", [1.0, 3.0])

@@ -61,30 +61,21 @@ def head_losses(head: Callable, params: dict, hidden: jax.Array, targets: jax.Ar
 def _head_losses(head, params, hidden, targets):
     learned = any(leaf.perturbed for leaf in jax.tree.leaves(params))
     params, hidden, targets = jax.tree.map(lambda leaf: leaf.value, (params, hidden, targets))
-    losses, kept = _token_losses(head(params, hidden), targets)
     if learned:
-        return losses, (params, hidden, kept)
-    unit = _token_losses_backward(kept, jnp.ones_like(losses))[0]
-    return losses, checkpoint_name(_to_states(head, params, hidden, unit), STATES)
+        scores, pull = jax.vjp(head, params, hidden)
+        losses, kept = _token_losses(scores, targets)
+        return losses, (pull, kept)
+    scores, pull = jax.vjp(partial(head, params), hidden)
+    losses, kept = _token_losses(scores, targets)
+    (unit,) = pull(_token_losses_backward(kept, jnp.ones_like(losses))[0])
+    return losses, checkpoint_name(unit, STATES)
 
 
 def _head_losses_backward(head, residuals, g):
     if not isinstance(residuals, tuple):
         return None, g[..., None].astype(residuals.dtype) * residuals, None
-    params, hidden, kept = residuals
-    moved = _token_losses_backward(kept, g)[0]
-    to_params = _pull(lambda p: head(p, hidden), params, moved)
-    return to_params, _to_states(head, params, hidden, moved), None
-
-
-def _to_states(head, params, hidden, moved):
-    """The gradient of the states by that of their scores."""
-    return _pull(lambda x: head(params, x), hidden, moved)
-
-
-def _pull(function, inputs, moved):
-    """The gradient of a function's inputs by that of what it gives."""
-    return jax.vjp(function, inputs)[1](moved)[0]
+    pull, kept = residuals
+    return *pull(_token_losses_backward(kept, g)[0]), None
 
 
 head_losses.defvjp(_head_losses, _head_losses_backward, symbolic_zeros=True)

@@ -18,6 +18,7 @@ from g4v_jax.sharding import slice_of
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute",
          "collective-broadcast")  # fmt: skip
+BY_HAND = "1"  # the channel of all collectives that a program asks for itself, in JAX
 FUSED_SCATTER = "all-reduce-scatter"  # a TPU's reduction and the slice of it, in one kernel that sends each device its part
 
 
@@ -42,28 +43,39 @@ def collectives(program: Program, mesh: Mesh, tower_of) -> list[Collective]:
     """
     seen: dict = {}
     for inside, one, often in program.instructions():
-        kind = next((kind for kind in KINDS if one.opcode in (kind, f"{kind}-start")), None)
-        if inside.startswith(FUSED_SCATTER) and kind == "all-reduce":
-            kind = "reduce-scatter"
-        if kind is None and one.opcode == "send" and "is_host_transfer=true" in one.rest:
-            kind = "dcn"
+        kind = _kind(one, inside)
         if kind is None:
             continue
-        channel = re.search(r"channel_id=(\d+)", one.rest)
-        groups = _group(one, mesh.devices.size)[:2]  # what is written by hand has one channel for all
-        again = channel and kind not in ("all-reduce", "reduce-scatter")  # these are repeated only where they are done again
-        key = (kind, channel[1], one.scope, *groups) if again else (kind, one.name)
+        key = (kind, _asked_for(one, kind, often, mesh.devices.size))
         if key not in seen or often < seen[key][1]:
             seen[key] = (one, often)
     totals: dict[tuple, list[int]] = {}
-    for (kind, *_), (one, often) in seen.items():
-        axis, size, slow, along = ("replica", 2, True, ()) if kind == "dcn" else _span(one, kind, mesh)
+    for (kind, _), (one, often) in seen.items():
+        axis, size, slow, sides = ("replica", 2, True, ()) if kind == "dcn" else _span(one, kind, mesh)
         if size > 1:
-            total = totals.setdefault((kind, axis, slow, tower_of(one.scope), along), [0, 0])
+            total = totals.setdefault((kind, axis, slow, tower_of(one.scope), sides), [0, 0])
             total[0] += often
             total[1] += often * _sent(one, kind, size)
     found = [Collective(*key, *total) for key, total in totals.items()]
     return sorted(found, key=lambda one: -one.bytes)
+
+
+def _kind(one: Instruction, inside: str) -> str | None:
+    """Of KINDS, or "dcn", of an instruction in the computation `inside`; None of all others."""
+    if one.opcode == "send" and "is_host_transfer=true" in one.rest:
+        return "dcn"
+    kind = next((kind for kind in KINDS if one.opcode in (kind, f"{kind}-start")), None)
+    return "reduce-scatter" if kind == "all-reduce" and inside.startswith(FUSED_SCATTER) else kind
+
+
+def _asked_for(one: Instruction, kind: str, often: int, devices: int) -> object:
+    """What the repeats of one collective have in common: its channel, where it has one of its own."""
+    channel = re.search(r"channel_id=(\d+)", one.rest)
+    if channel and channel[1] != BY_HAND:
+        return channel[1]
+    if channel and kind == "all-gather":  # the others are not repeated
+        return one.scope, *_group(one, devices)[:2], often
+    return one.name
 
 
 def _sent(one: Instruction, kind: str, size: int) -> int:
@@ -82,7 +94,7 @@ def _sent(one: Instruction, kind: str, size: int) -> int:
     return sum(sizes) * (size - 1) // size
 
 
-def sides(devices: Sequence) -> tuple[tuple[int, int], ...]:
+def along(devices: Sequence) -> tuple[tuple[int, int], ...]:
     """Which sides of a torus devices differ along, and in how many places; () for what lies on none."""
     places = zip(*(getattr(device, "coords", None) or () for device in devices))
     return tuple((side, len(set(at))) for side, at in enumerate(places) if len(set(at)) > 1)
@@ -95,7 +107,7 @@ def _span(one: Instruction, kind: str, mesh: Mesh) -> tuple[str, int, bool, tupl
     axes = [name for name, at in zip(mesh.axis_names, places) if len(set(at.tolist())) > 1]
     here = [mesh.devices.flat[i] for i in group]
     apart = {device.process_index if device.platform == "gpu" else slice_of(device) for device in here}  # nodes or slices
-    return "+".join(axes), len(group), len(apart) > 1, sides(here)
+    return "+".join(axes), len(group), len(apart) > 1, along(here)
 
 
 def _pair(one: Instruction) -> Sequence[int]:

@@ -91,7 +91,7 @@ def _walk(
     jaxpr: core.Jaxpr, times: int, outer: str, towers: tuple[str, ...], found: Counter, inside: bool = True
 ) -> None:
     """`inside`: whether what this jaxpr holds counts, or only what kernels in it hold."""
-    for eqn in _used(jaxpr):
+    for eqn in jaxpr.eqns:
         tower = outer if outer != REST else tower_of(str(eqn.source_info.name_stack), towers)
         name = eqn.primitive.name
         if name in _COUNTED:
@@ -108,16 +108,6 @@ def _walk(
             often = times * _turns(eqn)
             for inner in _inner(eqn):
                 _walk(inner, often, tower, towers, found, inside or name == "pallas_call")
-
-
-def _used(jaxpr: core.Jaxpr) -> list:
-    """The operations whose results something asks for: a compiler drops the others."""
-    wanted, kept = set(map(id, jaxpr.outvars)), []
-    for eqn in reversed(jaxpr.eqns):
-        if eqn.effects or any(id(out) in wanted for out in eqn.outvars):
-            kept.append(eqn)
-            wanted.update(map(id, eqn.invars))
-    return kept[::-1]
 
 
 def _of(jaxpr, times: int, outer: str, towers: tuple[str, ...], inside: bool) -> Counter:

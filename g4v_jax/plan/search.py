@@ -14,7 +14,7 @@ from g4v_jax.build import Build
 from g4v_jax.errors import UserError
 from g4v_jax.plan.account import describe, model_arithmetic, scores_of_attention
 from g4v_jax.plan.chips import GIB, Chip
-from g4v_jax.plan.collectives import Collective, sides
+from g4v_jax.plan.collectives import Collective, along
 from g4v_jax.plan.compiled import Compiled, DoesNotFit, compile_step
 from g4v_jax.plan.roofline import Bound, bound, step_bound
 from g4v_jax.plan.table import mesh_text
@@ -141,8 +141,8 @@ def transfers(build: Build, parameters: dict, candidate: Candidate) -> Iterator[
     passes = 3 if candidate.remat in ("attention", "full") else 2
 
     def sent(axis: str, count: float, slow: bool = False) -> Collective:
-        along = sides(build.mesh.devices[tuple(slice(None) if name == axis else 0 for name in build.mesh.axis_names)])
-        return Collective(kind="estimate", axis=axis, slow=slow, tower="", along=along, count=1, bytes=int(count))
+        group = build.mesh.devices[tuple(slice(None) if name == axis else 0 for name in build.mesh.axis_names)]
+        return Collective(kind="estimate", axis=axis, slow=slow, tower="", along=along(group), count=1, bytes=int(count))
 
     share = (mesh["fsdp"] - 1) / mesh["fsdp"]
     yield sent("fsdp", share * (micro * passes * (trainable + frozen) + trainable))
