@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
