@@ -29,7 +29,7 @@ def segments() -> jax.Array:
     return jnp.asarray((ends + 1) % 4, jnp.int32)
 
 
-@pytest.mark.parametrize("case", ["causal", "window", "both ways", "padded", "cross"])
+@pytest.mark.parametrize("case", ["causal", "window", "both ways", "padded", "cross", "many blocks"])
 def test_splash_gives_the_values_and_gradients_of_the_plain_path(case, segments):
     axes = ("rows", "sequence", "heads", "kv_heads")
     q, k, v, direction = heads(4, 256, 4, 0), heads(4, 256, 2, 1), heads(4, 256, 2, 2), heads(4, 256, 4, 3)
@@ -42,6 +42,10 @@ def test_splash_gives_the_values_and_gradients_of_the_plain_path(case, segments)
         q, k, v, direction, mask = q[:, :202], k[:, :202], v[:, :202], direction[:, :202], Packed(segments[:, :202])
     elif case == "cross":
         q, k, v, direction, mask = q[:, :130], k[:, :70], v[:, :70], direction[:, :130], None
+        axes = ("rows", "latents", "heads", "kv_heads")
+    elif case == "many blocks":  # of keys, so that queries have a backward pass of their own
+        q, direction, mask = heads(4, 256, 4, 0), heads(4, 256, 4, 3), None
+        k, v = (heads(4, (kernels.COPIES + 1) * kernels.LANES, 2, seed) for seed in (1, 2))
         axes = ("rows", "latents", "heads", "kv_heads")
 
     def value(attention, q, k, v):

@@ -24,6 +24,7 @@ WORTH = 256**2  # auto takes a kernel where there are at least so many scores a 
 FEWEST = 32  # queries and keys at least: fewer would be padding above all
 LANES = 128  # lengths that splash attention takes are multiples of it
 BLOCKS = (512, 384, 256, LANES)  # of queries and of keys, the largest that divides their number
+COPIES = 4  # of the queries' gradient, one a block of keys, are held at most to make all gradients from one look at the scores
 SAVED = "attention"  # name of what the backward pass needs, for a remat policy
 
 log = logging.getLogger(__name__)
@@ -182,9 +183,10 @@ def _mask(shape: tuple[int, int], mask: Packed | None, shards: int) -> splash_ma
 
 def _blocks(queries: int, keys: int) -> splash_kernel.BlockSizes:
     q, kv = (next(block for block in BLOCKS if length % block == 0) for length in (queries, keys))
+    once = keys // kv <= COPIES
     return splash_kernel.BlockSizes(
         block_q=q, block_kv=kv, block_kv_compute=kv, block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv,
-        block_q_dq=q, block_kv_dq=kv,
+        block_q_dq=None if once else q, block_kv_dq=None if once else kv, use_fused_bwd_kernel=once,
     )  # fmt: skip
 
 
