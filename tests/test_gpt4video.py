@@ -1,11 +1,14 @@
 """The whole model: how the towers meet, position by position."""
 
+import re
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 import tiny
+
+from g4v_jax.models.autoencoder_wan import WanAutoencoder
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -87,3 +90,21 @@ def test_the_velocity_is_that_of_each_slots_own_condition(model, whole):
             np.testing.assert_allclose(out.velocity[b, g, k], velocity[0], atol=2e-5)
             np.testing.assert_allclose(out.velocity_target[b, g, k], (noise - x0)[0], atol=1e-5)
     assert seen == {("blocked", True), ("own", True), ("null", True), ("own", False), ("null", False)}
+
+
+def test_wans_autoencoder_takes_a_rows_clips_one_after_the_other(model):
+    """Each gets the latents that it gets alone, and no convolution sees more than one of a row's."""
+    statistics = dict(latent_mean=(0.1,) * 4, latent_std=(2.0,) * 4)
+    wan = WanAutoencoder(4, dim=8, multipliers=(1, 1), num_blocks=1, time_downsample=(True,), **statistics)
+    clips = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 8, 8, 3), dtype=np.uint8)
+    params = wan.init(jax.random.key(0), clips[0], method="encode_normalised")["params"]
+    given = {"params": {"autoencoder": params, "queries": tiny.params()["queries"]}}
+
+    def encode(clips):
+        return model.clone(autoencoder=wan).apply(given, clips, method="_encode")
+
+    alone = tiny.jit(lambda clip: wan.apply({"params": params}, clip, method="encode_normalised"))
+    wanted = np.concatenate([alone(row[i : i + 1]) for row in clips for i in range(3)])
+    np.testing.assert_allclose(tiny.jit(encode)(clips), wanted, atol=1e-5)
+    found = re.findall(r":f32\[(\d+),[\d,]*\] = conv_general_dilated\[", str(jax.make_jaxpr(encode)(clips)))
+    assert set(map(int, found)) <= {2, 2 * 2, 2 * 4} and len(found) > 10  # two rows; where space is halved, times their frames
