@@ -143,12 +143,11 @@ def test_kernels_count_what_every_block_of_every_device_does():
     halves = kernels.Packed(np.ones((4, 512), np.int32))
     with jax.set_mesh(make_mesh({"fsdp": 2, "context": 2, "tensor": 2})):
         traced = {name: jax.make_jaxpr(attention(mask))(q, np.zeros((16, 3))) for name, mask in (("all", None), ("causal", halves))}
+        gradient = jax.make_jaxpr(jax.grad(lambda q: attention(halves)(q, np.zeros((16, 3))).sum()))(q)
     for one in traced.values():
         assert sum(flops.count(one, ()).values()) == sum(flops.kernels(one, ()).values()) + 2 * 4 * 512 * 4 * 16 * 3
     assert sum(flops.kernels(traced["all"], ()).values()) == products
     # blocks of 256 queries on each device, of 512 keys: a block that a causal mask cuts is done whole
     assert sum(flops.kernels(traced["causal"], ()).values()) == products
-    with jax.set_mesh(make_mesh({"fsdp": 2, "context": 2, "tensor": 2})):
-        gradient = jax.make_jaxpr(jax.grad(lambda q: attention(halves)(q, np.zeros((16, 3))).sum()))(q)
     # the backward pass looks at the scores once more, and takes four products from them
     assert sum(flops.kernels(gradient, ()).values()) == products + 5 * products // 2

@@ -101,7 +101,7 @@ def test_wans_autoencoder_takes_a_rows_clips_one_after_the_other(model):
     given = {"params": {"autoencoder": params, "queries": tiny.params()["queries"]}}
 
     def encode(clips):
-        return model.clone(autoencoder=wan).apply(given, clips, method="_encode")
+        return model.clone(autoencoder=wan).apply(given, clips, method="encode")
 
     alone = tiny.jit(lambda clip: wan.apply({"params": params}, clip, method="encode_normalised"))
     wanted = np.concatenate([alone(row[i : i + 1]) for row in clips for i in range(3)])

@@ -61,7 +61,7 @@ def _errors(model: GPT4Video, params: dict, batch: Batch, keys: jax.Array) -> ja
     path = process(model.denoiser.prediction)
     reading = call(lambda m, b: m.read(b), batch)
     states = merge(call(lambda m, r, b: m.query_states(r, b), reading, batch))
-    x0 = call(lambda m, v: m.autoencoder.encode_normalised(v, m.dtype), merge(batch.gen_targets))
+    x0 = call(lambda m, v: m.encode(v), batch.gen_targets)
     noise = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(keys)
     no = jnp.zeros(x0.shape[:1], bool)
 

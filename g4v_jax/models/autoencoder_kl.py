@@ -12,6 +12,7 @@ from g4v_jax.models.autoencoder import to_pixels, to_signed
 from g4v_jax.models.unet_blocks import Residual, conv, double
 from g4v_jax.nn.attention import Attention
 from g4v_jax.nn.norms import GroupNorm
+from g4v_jax.nn.stack import one_by_one
 
 EPSILON = 1e-6  # of every norm
 
@@ -125,11 +126,4 @@ class KLAutoencoder(nn.Module):
 
 def _each_frame(module: nn.Module, clips: jax.Array) -> jax.Array:
     """`module` on clips [X T ...], one frame of each at a time."""
-    step = nn.scan(
-        lambda module, carry, frames: (carry, module(frames)),
-        variable_broadcast="params",
-        split_rngs={"params": False},
-        in_axes=1,
-        out_axes=1,
-    )
-    return step(module, (), clips)[1]
+    return one_by_one(module, lambda module, frames: module(frames), clips)

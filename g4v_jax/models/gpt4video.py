@@ -19,6 +19,7 @@ from g4v_jax.models.summarizer import Summarizer
 from g4v_jax.models.unet3d import UNet3D
 from g4v_jax.models.vision import Vision
 from g4v_jax.nn.linear import Linear
+from g4v_jax.nn.stack import one_by_one
 from g4v_jax.types import Array, Batch
 
 
@@ -121,6 +122,16 @@ class GPT4Video(nn.Module):
         """positions i32 [B E] -> f32 [B E]: log odds that the turn which ends there asks for, or shows, a hazard."""
         return self.hazard(take(hidden, positions).astype(jnp.float32))[..., 0]
 
+    def encode(self, targets: jax.Array) -> jax.Array:
+        """u8 [B G T H W 3] -> normalised latents f32 [B·G t h w c].
+
+        Wan's autoencoder, which goes over a clip in a loop, also goes over a row's clips in one: a TPU's compiler takes
+        two thirds longer over convolutions of two clips a device than over one's.
+        """
+        if not isinstance(self.autoencoder, WanAutoencoder) or targets.shape[1] == 1:
+            return self.autoencoder.encode_normalised(merge(targets), self.dtype)
+        return merge(one_by_one(self.autoencoder, lambda one, clips: one.encode_normalised(clips, self.dtype), targets))
+
     def denoise(self, latents: jax.Array, times: jax.Array, context: jax.Array) -> jax.Array:
         """Velocity (see Outputs), f32, of normalised latents [X t h w c] at times [X] under context [X N D_context]."""
         out = self.denoiser(latents.astype(self.dtype), times, context.astype(self.dtype)).astype(jnp.float32)
@@ -138,24 +149,9 @@ class GPT4Video(nn.Module):
         context = self.conditioner(merge(self.query_states(reading, batch)), merge(draws.drop), blocked)
         return self._denoise(batch.gen_targets, draws, context)
 
-    def _encode(self, targets: jax.Array) -> jax.Array:
-        """u8 [B G T H W 3] -> normalised latents f32 [B·G t h w c].
-
-        Wan's autoencoder, which goes over a clip in a loop, also goes over a row's clips in one: a TPU's compiler takes
-        two thirds longer over convolutions of two clips a device than over one's.
-        """
-        if not isinstance(self.autoencoder, WanAutoencoder) or targets.shape[1] == 1:
-            return self.autoencoder.encode_normalised(merge(targets), self.dtype)
-
-        def step(autoencoder, _, clips):
-            return (), autoencoder.encode_normalised(clips, self.dtype)
-
-        loop = nn.scan(step, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
-        return merge(loop(self.autoencoder, (), targets)[1])
-
     def _denoise(self, targets: jax.Array, draws: Draws, context: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Every clip at each of its K times; its latents and its context are made once."""
-        x0 = jax.lax.stop_gradient(self._encode(targets))
+        x0 = jax.lax.stop_gradient(self.encode(targets))
         x0, context = (jnp.repeat(x, draws.times.shape[2], axis=0) for x in (x0, context))
         noise, times = merge(merge(draws.noise)), merge(merge(draws.times))
         path = process(self.denoiser.prediction)

@@ -1,7 +1,9 @@
 """Repeating one block by `lax.scan`: one compiled body whatever the depth, with rematerialisation by name.
 
-May hold what runs layers, and how their parameters lie: stacked, or one by one.
+May hold what runs layers, and how their parameters lie: stacked, or one by one; and one module gone over an axis in a loop.
 """
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -38,6 +40,18 @@ def policy_of(remat: str):
     if remat not in REMAT:
         raise UserError(f"remat {remat!r} is not known{nearest(remat, REMAT)}")
     return REMAT[remat]
+
+
+def one_by_one(module: nn.Module, function: Callable, x: jax.Array) -> jax.Array:
+    """function(module, x[:, i]) of every i in a loop, [B M ...] -> [B M ...]: no more than one of the M is worked on."""
+    step = nn.scan(
+        lambda module, carry, one: (carry, function(module, one)),
+        variable_broadcast="params",
+        split_rngs={"params": False},
+        in_axes=1,
+        out_axes=1,
+    )
+    return step(module, (), x)[1]
 
 
 def scan(block: type[nn.Module], num_layers: int, remat: str, unroll: int, shared: int, **fields) -> nn.Module:
