@@ -225,7 +225,7 @@ class Build:
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(t, h, w, c) of one clip to render."""
         try:
-            return self.model.autoencoder.latent_shape(self.shape.target_frames, self.shape.target_size)
+            return self.model.autoencoder.latent_shape(*self.shape.target_shape)
         except ValueError as error:
             raise UserError(f"config: rows.target_frames, rows.target_size: {error}") from None
 
@@ -326,6 +326,7 @@ class Build:
         if not self.alone:
             frames = rows * self.shape.clips * self.shape.clip_frames
             self._divides("context", "the number of frames that a device watches (of its rows, rows.clips x rows.clip_frames)", frames)
+            self._divides("context", "the height of rows.target_size", self.shape.target_shape[1])
         if self.alone != "llm" and isinstance(self.denoiser, Denoiser):
             self._divides("context", "the number of patches of a clip to render", self.patches)
 

@@ -34,6 +34,7 @@ ACTIVATIONS = {
     "sequence": "context",
     "frames": ("replica", "fsdp", "context"),  # of all clips, where each is looked at alone
     "latents": "context",  # patches of a clip to render
+    "height": "context",  # of a clip that an autoencoder encodes
     "patches": None,  # other lengths of the towers beside the LLM
     "keys": None,  # keys and values are gathered over context
     "heads": "tensor",

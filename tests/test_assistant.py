@@ -41,7 +41,7 @@ def dialogues() -> list[list[Turn]]:
     shape, generator = BUILD.shape, np.random.default_rng(0)
 
     def clip():
-        return tiny.video(generator, shape.clip_frames, shape.clip_size), np.array([0.0, 0.5], np.float32)
+        return tiny.video(generator, *shape.clip_shape), np.array([0.0, 0.5], np.float32)
 
     return [
         [Turn("user", "hi")],
@@ -212,7 +212,7 @@ def flow_by_hand(requests, condition: str) -> np.ndarray:
             context = weights["conditioner"][condition][None]
         else:
             context = own(weights, single([dialogue(turns, tiny.tokenizer(), shape, open=True)], shape))
-        x = np.asarray(jax.random.normal(key, MODEL.autoencoder.latent_shape(5, 16)))[None]
+        x = np.asarray(jax.random.normal(key, MODEL.autoencoder.latent_shape(5, 16, 16)))[None]
         for now, after in zip(times, times[1:]):
             t = np.array([now], np.float32)
             with_it, without = velocity(weights, x, t, context), velocity(weights, x, t, null)
@@ -283,3 +283,9 @@ def test_a_clip_is_a_function_of_seed_place_and_request_alone(requests, rendered
     assert_same_picture(again[2], clips[2])
     np.testing.assert_array_equal(assistant.render(requests, seed=SPEC.seed)[0], clips)
     assert np.mean(assistant.render(requests, seed=SPEC.seed + 1)[0] != clips) > 0.5
+
+
+def test_a_wide_clip_is_rendered_wide(requests):
+    shape = dataclasses.replace(BUILD.shape, target_size=(8, 24))
+    clips, _ = Assistant(MODEL, params(), tiny.tokenizer(), shape, SPEC, BUILD.mesh, 1.0).render(requests)
+    assert clips.shape == (3, 5, 8, 24, 3) and clips.std() > 10

@@ -170,7 +170,7 @@ def test_a_misspelt_name_is_refused_with_the_nearest(path, value, message):
         ("model.caption_window", "all", "model.caption_window is 'all'; expected a whole number"),
         ("rows.clip_size", 16, "rows.clip_size follows from other fields"),
         ("sample.time_shift", 3.0, "sample.time_shift follows from other fields"),
-        ("rows.target_frames", 6, "rows.*: autoencoder: 6 frames of 16 px; needs 1 . 4k"),
+        ("rows.target_frames", 6, "rows.*: autoencoder: 6 frames of 16x16 px; needs 1 . 4k"),
         ("rows.clips", -1, "clips is -1; it must be at least 0"),
         ("train.log_every", 0, "log_every: 0 is below 1"),
         ("rows.rows", 3, "rows.rows is 3"),

@@ -172,7 +172,7 @@ def test_the_manifest_is_what_c2pa_itself_calls_trusted(clip, unsigned, mine):
     with c2pa.Reader(str(clip)) as reader:  # whoever trusts nobody in particular
         assert reader.get_validation_state() == "Valid"
     assert video.probe(clip, "clip") == video.probe(unsigned, "clip")
-    np.testing.assert_array_equal(video.decode(clip, 5, 16, "")[0], video.decode(unsigned, 5, 16, "")[0])
+    np.testing.assert_array_equal(video.decode(clip, 5, 16, 16, "")[0], video.decode(unsigned, 5, 16, 16, "")[0])
 
 
 @BOTH

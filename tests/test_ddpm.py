@@ -206,7 +206,7 @@ def test_the_trained_pair_renders(build, trained):
         (dict(losses__time_shift=3.0), "losses.time_shift: times of a denoiser that predicts epsilon are not shifted"),
         (dict(sample__steps=1000), "sample.steps: 1000 sampling steps; must be in 1 ... 999"),
         (dict(objective="reconstruction", losses={}), "'reconstruction' trains only .* of kind 'blocks'"),
-        (dict(rows__target_size=9), "rows.target_size: autoencoder: frames of 9 px; needs k·2 px"),
+        (dict(rows__target_size=9), "rows.target_size: autoencoder: frames of 9x9 px; needs k·2 px"),
     ],
 )
 def test_what_a_config_gets_wrong(changes, message):

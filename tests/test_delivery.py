@@ -35,7 +35,7 @@ def test_a_clip_is_marked_signed_and_still_the_same_to_the_eye(delivered, held, 
     assert verdict.state == "valid" and verdict.claim["watermark"] == f"{payload:08x}" and verdict.claim["run"] == "smol@250"
     found = look(path, held.watermark)
     assert found.found and found.payload == payload
-    frames, _ = video.decode(path, 9, 256, "clip")
+    frames, _ = video.decode(path, 9, 256, 256, "clip")
     error = np.abs(frames.astype(int) - enlarge(clip)).mean()
     assert frames.shape == (9, 256, 256, 3) and error < 4
 

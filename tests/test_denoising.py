@@ -76,9 +76,12 @@ def test_a_mesh_with_latents_over_context_changes_nothing():
 def test_frames_and_patches_that_do_not_divide_are_named():
     frames = tiny.config(rows__tokens=80)
     frames.mesh = dict(fsdp=1, context=5)
+    height = tiny.config(rows__tokens=48, rows__rows=6, rows__target_size=20)
+    height.mesh = dict(fsdp=1, context=3)
     for wrong, message in (
         (config(fsdp=1, context=3), "mesh.context is 3; the number of patches of a clip to render is 32, which 2 or 4 would divide"),
         (frames, "mesh.context is 5; the number of frames that a device watches"),
+        (height, "mesh.context is 3; the height of rows.target_size is 20, which 2 or 4 would divide"),
     ):
         with pytest.raises(UserError, match=message):
             Build(wrong, tuple(jax.devices()[: wrong.mesh.context])).step

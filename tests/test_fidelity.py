@@ -20,7 +20,7 @@ from g4v_jax.infer.assistant import Assistant, SampleSpec
 BUILD = tiny.build()
 SPEC = SampleSpec(rows=4, max_tokens=4, steps=2)
 GENERATOR = np.random.default_rng(0)
-CLIPS = {name: tiny.video(GENERATOR, 5, 16) for name in "abcde"}
+CLIPS = {name: tiny.video(GENERATOR, 5, 16, 16) for name in "abcde"}
 
 
 def record(name: str) -> Record:

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from g4v_jax.models.autoencoder_wan import WanAutoencoder
+from g4v_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -108,3 +109,13 @@ def test_wans_autoencoder_takes_a_rows_clips_one_after_the_other(model):
     np.testing.assert_allclose(tiny.jit(encode)(clips), wanted, atol=1e-5)
     found = re.findall(r":f32\[(\d+),[\d,]*\] = conv_general_dilated\[", str(jax.make_jaxpr(encode)(clips)))
     assert set(map(int, found)) <= {2, 2 * 2, 2 * 4} and len(found) > 10  # two rows; where space is halved, times their frames
+
+    def arithmetic(**mesh) -> float:
+        """Of one device, over a mesh of 4; what comes out is as above."""
+        with jax.set_mesh(make_mesh(mesh, jax.devices()[:4])):
+            program = jax.jit(encode).lower(clips).compile()
+            np.testing.assert_allclose(program(clips), wanted, atol=1e-5)
+        return program.cost_analysis()["flops"]
+
+    whole, split = arithmetic(tensor=4), arithmetic(context=4)  # rows of a clip's pixels lie over context, with what borders on them
+    assert split < 0.5 * whole

@@ -23,7 +23,7 @@ SHAPE = RowShape(
     clip_frames=3, clip_size=16, target_frames=5, target_size=32,
 )  # fmt: skip
 SAFE, DANGEROUS = 0.1, 0.9
-RENDERED = np.full((SHAPE.target_frames, SHAPE.target_size, SHAPE.target_size, 3), 77, np.uint8)
+RENDERED = np.full((*SHAPE.target_shape, 3), 77, np.uint8)
 
 
 @dataclasses.dataclass
@@ -81,7 +81,7 @@ def test_what_no_layer_stops_is_given():
 def test_each_layer_stops_alone_with_a_card_and_a_refusal(layer, told):
     outcome = respond(script(**told))
     assert outcome.stopped_by == layer and outcome.caption is None and is_refusal(outcome.text)
-    np.testing.assert_array_equal(outcome.clip, blocked_card(SHAPE.target_frames, SHAPE.target_size))
+    np.testing.assert_array_equal(outcome.clip, blocked_card(*SHAPE.target_shape))
     rest = [other for other in LAYERS if other != layer]
     # what the gate in the program reads is the request's score
     assert respond(script(**told), rest).stopped_by == ("gate" if layer == "request" else None)

@@ -259,15 +259,15 @@ def test_pixels_round_trip():
 
 def test_shapes_of_latents(model):
     autoencoder, params = model.autoencoder, tiny.params()["autoencoder"]
-    assert autoencoder.latent_shape(1, 16) == (1, 4, 4, 8) and autoencoder.latent_shape(9, 32) == (3, 8, 8, 8)
+    assert autoencoder.latent_shape(1, 16, 16) == (1, 4, 4, 8) and autoencoder.latent_shape(9, 32, 48) == (3, 8, 12, 8)
     video = pixels(2, 9, 16, 16, 3)
     out = apply(autoencoder, params, video)
-    assert out.mean.shape == out.log_variance.shape == (2, *autoencoder.latent_shape(9, 16))
+    assert out.mean.shape == out.log_variance.shape == (2, *autoencoder.latent_shape(9, 16, 16))
     assert out.video.shape == video.shape
     assert autoencoder.smallest == (5, 8, 8) and model.denoiser.smallest == (2, 4, 4)
-    for frames, size in ((8, 16), (9, 18)):
-        with pytest.raises(ValueError, match=f"{frames} frames of {size} px; needs 1 . 4k"):
-            autoencoder.latent_shape(frames, size)
+    for frames, height, width in ((8, 16, 16), (9, 18, 16), (9, 16, 18)):
+        with pytest.raises(ValueError, match=f"{frames} frames of {height}x{width} px; needs 1 . 4k"):
+            autoencoder.latent_shape(frames, height, width)
 
 
 def test_neither_way_does_the_autoencoder_look_ahead(model):

@@ -1,5 +1,7 @@
 """Packing: rows, slots and shifted indices against a naive construction, one example at a time."""
 
+import dataclasses
+
 import grain
 import numpy as np
 import pytest
@@ -110,6 +112,20 @@ def test_shapes_and_types_are_static(batches):
     for batch in [*batches, single([made(3)], SHAPE), single([], SHAPE)]:
         for name, (dtype, shape) in want.items():
             assert (getattr(batch, name).dtype, getattr(batch, name).shape) == (dtype, shape), name
+
+
+def test_a_clip_to_render_may_be_wide():
+    assert SHAPE.target_shape == (2, 6, 6)
+    wide = dataclasses.replace(SHAPE, target_size=(4, 10))
+    assert wide.target_shape == (2, 4, 10)
+    given = dict(tokens=[1], targets=[2], caption_weight=[1], refusal_weight=[0], clip_index=[-1], query_index=[-1], gen_blocked=[False])
+    batch = single([example(wide, **given, gen_targets=np.ones((1, 2, 4, 10, 3)))], wide)
+    assert batch.gen_targets.shape == (wide.rows, wide.targets, 2, 4, 10, 3) and batch.gen_targets[0, 0].all()
+    with pytest.raises(UserError, match=r"expects \[n, \*\[2, 4, 10, 3\]\]"):
+        example(wide, **given, gen_targets=np.ones((1, 2, 10, 4, 3)))
+    for size in ((4,), (4, 10, 3), (4, 0)):
+        with pytest.raises(UserError, match="row shape: target_size is"):
+            dataclasses.replace(SHAPE, target_size=size)
 
 
 def test_single_puts_one_example_in_a_row():

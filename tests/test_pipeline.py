@@ -175,17 +175,17 @@ def test_the_cache_is_bounded_and_keeps_what_was_used_last(folder, caplog):
     bytes_each = 2 * 8 * 8 * 3 + 2 * 4
     cache = FrameCache(3 * bytes_each, records.footage)
     for index in (0, 1, 2, 0, 3):  # 1 is the oldest when 3 comes
-        cache.footage(split[index], 0, 2, 8)
+        cache.footage(split[index], 0, 2, 8, 8)
     assert cache.used == cache.capacity and cache.decoded == 4
     assert "do not fit cache_mib" in caplog.text and len(caplog.records) == 1
-    cache.footage(split[0], 0, 2, 8)
-    cache.footage(split[2], 0, 2, 8)
+    cache.footage(split[0], 0, 2, 8, 8)
+    cache.footage(split[2], 0, 2, 8, 8)
     assert cache.decoded == 4
-    frames, _ = cache.footage(split[1], 0, 2, 8)
+    frames, _ = cache.footage(split[1], 0, 2, 8, 8)
     assert cache.decoded == 5 and cache.used <= cache.capacity
     with pytest.raises(ValueError, match="read-only"):
         frames[0] = 0
-    np.testing.assert_array_equal(frames, records.footage(split[1], 0, 2, 8)[0])
+    np.testing.assert_array_equal(frames, records.footage(split[1], 0, 2, 8, 8)[0])
 
 
 def test_records_damaged_on_disk_are_skipped_and_counted(tmp_path, tokenizer, caplog):

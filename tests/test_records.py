@@ -64,11 +64,11 @@ def test_records_of_one_kind(built, tmp_path):
 
 def test_footage_checks_the_bytes(built):
     record = records.read(built[0], "train", "clips")[0]
-    pictures, seconds = records.footage(record, 0, 3, 16)
+    pictures, seconds = records.footage(record, 0, 3, 16, 16)
     assert pictures.shape == (3, 16, 16, 3) and seconds.shape == (3,)
     spoiled = records.Record(**vars(record) | {"videos": (record.videos[0] + b"x",)})
     with pytest.raises(UserError, match="captions.jsonl:1: video 0 does not match its checksum"):
-        records.footage(spoiled, 0, 3, 16)
+        records.footage(spoiled, 0, 3, 16, 16)
 
 
 def test_the_same_source_is_not_built_again(source, built, caplog):

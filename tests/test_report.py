@@ -78,7 +78,7 @@ class Always:
 def test_a_public_set_is_asked_where_its_videos_are(tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
-    write_clip(videos / "video7.mp4", tiny.video(np.random.default_rng(0), 5, 32))
+    write_clip(videos / "video7.mp4", tiny.video(np.random.default_rng(0), 5, 32, 32))
     rows = [
         {"answer": "car", "category_id": 9, "id": 0, "question": "what is driven?", "video_id": 7},
         {"answer": "dog", "category_id": 9, "id": 1, "question": "what runs?", "video_id": 7},

@@ -42,8 +42,8 @@ def record(hazard: bool, dialogue: tuple = ()) -> Record:
 
 @pytest.fixture(scope="module")
 def setting() -> Setting:
-    def footage(record, video, count, size):
-        return np.full((count, size, size, 3), 10 + video), np.arange(count)
+    def footage(record, video, count, height, width):
+        return np.full((count, height, width, 3), 10 + video), np.arange(count)
 
     texts = [text for table in (QUESTIONS, REQUESTS, REFUSALS) for texts in table.values() for text in texts]
     return Setting(Tokenizer.train(texts, 500), SHAPE, "test", footage)
@@ -108,7 +108,7 @@ def test_a_question_about_a_clip_is_answered_by_what_is_known_of_it(setting):
 
 def test_hazards_are_rendered_as_the_blocked_card(setting):
     example = run("blocked", True, setting)
-    np.testing.assert_array_equal(example["gen_targets"][0], blocked_card(2, 32))
+    np.testing.assert_array_equal(example["gen_targets"][0], blocked_card(2, 32, 32))
     assert example["gen_blocked"].tolist() == [True]
     assert run("generate", False, setting)["gen_blocked"].tolist() == [False]
 
@@ -129,7 +129,7 @@ def test_pixels_are_one_silent_token_and_sometimes_the_card(setting):
     for seed in range(300):
         example = run("pixels", False, setting, seed)
         assert len(example["tokens"]) == len(example["gen_targets"]) == 1 and not example["caption_weight"].any()
-        cards += np.array_equal(example["gen_targets"][0], blocked_card(2, 32))
+        cards += np.array_equal(example["gen_targets"][0], blocked_card(2, 32, 32))
     assert 1 <= cards <= 30
 
 

@@ -37,7 +37,7 @@ def encoded(codec: str, container: str, width: int, height: int, pixels: str, co
 
 @pytest.mark.parametrize("count", [1, 2, 4, 30])
 def test_frames_are_spread_evenly_from_first_to_last(clip, count):
-    pictures, seconds = video.decode(clip, count, 16, "clip")
+    pictures, seconds = video.decode(clip, count, 16, 16, "clip")
     assert pictures.shape == (count, 16, 16, 3) and pictures.dtype == np.uint8 and seconds.dtype == np.float32
     np.testing.assert_allclose(seconds, np.linspace(0, 2.9, count), atol=0.051)
     np.testing.assert_allclose(pictures[:, 8, 8, 1], 20 + 50 * seconds, atol=3)
@@ -45,7 +45,7 @@ def test_frames_are_spread_evenly_from_first_to_last(clip, count):
 
 def test_a_path_and_bytes_give_the_same(clip, tmp_path):
     (tmp_path / "clip.mp4").write_bytes(clip)
-    for one, other in zip(video.decode(clip, 4, 16, "x"), video.decode(tmp_path / "clip.mp4", 4, 16, "x")):
+    for one, other in zip(video.decode(clip, 4, 16, 16, "x"), video.decode(tmp_path / "clip.mp4", 4, 16, 16, "x")):
         np.testing.assert_array_equal(one, other)
 
 
@@ -65,7 +65,7 @@ def test_variable_rate_is_sampled_by_time():
             frame.pts = pts
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
-    pictures, seconds = video.decode(file.getvalue(), 3, 16, "clip")
+    pictures, seconds = video.decode(file.getvalue(), 3, 16, 16, "clip")
     np.testing.assert_allclose(seconds, [0, 1, 2], atol=1e-3)
     np.testing.assert_allclose(pictures[:, 8, 8, 0], [0, 160, 200], atol=4)
 
@@ -77,8 +77,10 @@ def test_rotation_is_applied(tmp_path):
     data = (tmp_path / "clip.mp4").read_bytes()
     matrix = data.find(b"tkhd") + 44
     clockwise = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
-    turned, _ = video.decode(data[:matrix] + clockwise + data[matrix + 36 :], 2, 32, "clip")
+    turned, _ = video.decode(data[:matrix] + clockwise + data[matrix + 36 :], 2, 32, 32, "clip")
     assert turned[0, 2, 29, 0] > 200 and turned[0, 2, 2, 0] < 50  # top right
+    wide, _ = video.decode(data[:matrix] + clockwise + data[matrix + 36 :], 2, 16, 64, "clip")
+    assert wide.shape == (2, 16, 64, 3) and wide[0, 1, 60, 0] > 200 and wide[0, 1, 40, 0] < 50 and wide[0, 8, 60, 0] < 50
 
 
 def test_damaged_files_name_the_file(clip, tmp_path):
@@ -98,14 +100,14 @@ def test_damaged_files_name_the_file(clip, tmp_path):
         path = tmp_path / name
         path.write_bytes(data)
         for given in (data, path):
-            for read in (lambda: video.decode(given, 4, 16, name), lambda: video.probe(given, name)):
+            for read in (lambda: video.decode(given, 4, 16, 16, name), lambda: video.probe(given, name)):
                 with pytest.raises(UserError, match=f"^{name}: "):
                     read()
 
 
 def test_too_few_frames_and_missing_files(clip, tmp_path):
     with pytest.raises(UserError, match="clip: 30 frames, 31 wanted"):
-        video.decode(clip, 31, 16, "clip")
+        video.decode(clip, 31, 16, 16, "clip")
     with pytest.raises(UserError, match="cannot be opened"):
         video.probe(tmp_path / "none.mp4", "none.mp4")
 
@@ -119,7 +121,7 @@ def test_audio_alone_is_refused():
         output.mux(stream.encode(frame))
         output.mux(stream.encode())
     with pytest.raises(UserError, match="no video stream"):
-        video.decode(file.getvalue(), 1, 16, "song.mp4")
+        video.decode(file.getvalue(), 1, 16, 16, "song.mp4")
 
 
 def test_bombs_are_refused_before_they_are_decoded(monkeypatch):
@@ -131,7 +133,7 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch):
         encoded("mjpeg", "avi", 64, 64, "yuvj420p", count=6),
     ):
         with pytest.raises(UserError, match="bomb: .*(limit|more than)"):
-            video.decode(data, 1, 16, "bomb")
+            video.decode(data, 1, 16, 16, "bomb")
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -179,13 +179,13 @@ def test_latents_are_scaled_for_the_denoiser_and_back(one_device):
     call = lambda method: tiny.jit(lambda p, x: module.apply({"params": p}, x, method=method))  # noqa: E731
     latents = call("encode_normalised")(params, video)
     mean, _ = call("encode")(params, np.float32(video) / 127.5 - 1)
-    assert latents.shape == (1, *module.latent_shape(2, 6)) == (1, 2, 3, 3, 3)
+    assert latents.shape == (1, *module.latent_shape(2, 6, 6)) == (1, 2, 3, 3, 3)
     np.testing.assert_allclose(latents, 0.18215 * mean, atol=1e-5)
     pixels = call("decode_normalised")(params, latents)
     assert pixels.dtype == np.uint8 and pixels.shape == video.shape
     assert np.abs(np.int32(pixels) - np.int32(to_pixels(call("decode")(params, mean)))).max() <= 1
-    with pytest.raises(ValueError, match="frames of 7 px; needs k·2 px"):
-        module.latent_shape(2, 7)
+    with pytest.raises(ValueError, match="frames of 7x7 px; needs k·2 px"):
+        module.latent_shape(2, 7, 7)
 
 
 ALL = [("denoiser", case) for case in UNETS] + [("autoencoder", case) for case in KLS]

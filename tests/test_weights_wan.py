@@ -260,7 +260,7 @@ def test_a_longer_clip_takes_no_more_memory_beside_itself_and_its_latents(method
     ours, sizes = module(autoencoder("halved_early")[0]), []
     params = tower_shapes("autoencoder", ours)
     for frames in (9, 17, 33):
-        shape = (1, frames, 32, 32, 3) if "encode" in method else (1, *ours.latent_shape(frames, 32))
+        shape = (1, frames, 32, 32, 3) if "encode" in method else (1, *ours.latent_shape(frames, 32, 32))
         x = jax.ShapeDtypeStruct(shape, np.uint8 if method == "encode_normalised" else np.float32)
         program = tiny.jit(lambda params, x: ours.apply({"params": params}, x, method=method)).lower(params, x)
         sizes.append(program.compile().memory_analysis().temp_size_in_bytes)
@@ -279,11 +279,11 @@ def test_a_single_frame_makes_every_parameter():
 
 def test_shapes_of_wans_latents():
     ours = WanAutoencoder()
-    assert (ours.latent_shape(1, 8), ours.latent_shape(81, 480)) == ((1, 1, 1, 16), (21, 60, 60, 16))
+    assert (ours.latent_shape(1, 8, 8), ours.latent_shape(81, 480, 832)) == ((1, 1, 1, 16), (21, 60, 104, 16))
     assert ours.smallest == (5, 16, 16)
-    for frames, size in ((4, 16), (5, 12)):
-        with pytest.raises(ValueError, match=f"{frames} frames of {size} px; needs 1 . 4k"):
-            ours.latent_shape(frames, size)
+    for frames, height, width in ((4, 16, 16), (5, 12, 16), (5, 16, 12)):
+        with pytest.raises(ValueError, match=f"{frames} frames of {height}x{width} px; needs 1 . 4k"):
+            ours.latent_shape(frames, height, width)
     with pytest.raises(ValueError, match="4 frames; needs 1 . 4k"):
         jax.eval_shape(lambda x: ours.init(jax.random.key(0), x, method="encode"), video(4, (16, 16)))
 

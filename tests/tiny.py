@@ -184,9 +184,9 @@ def assert_close(actual: dict, expected: dict, tolerance: float = 1e-6) -> None:
         np.testing.assert_allclose(leaf, expected[path], rtol=0, atol=allowed, err_msg=path)
 
 
-def video(rng: np.random.Generator, frames: int, size: int) -> np.ndarray:
-    """Random u8 [frames size size 3]."""
-    return rng.integers(0, 256, (frames, size, size, 3), dtype=np.uint8)
+def video(rng: np.random.Generator, frames: int, height: int, width: int) -> np.ndarray:
+    """Random u8 [frames height width 3]."""
+    return rng.integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
 
 
 def turns(kind: str, rng: np.random.Generator, shape: RowShape, label: bool) -> list[Turn]:
@@ -196,10 +196,10 @@ def turns(kind: str, rng: np.random.Generator, shape: RowShape, label: bool) -> 
 
     def clip():
         seconds = np.sort(rng.random(shape.clip_frames)).astype(np.float32)
-        return video(rng, shape.clip_frames, shape.clip_size), seconds
+        return video(rng, *shape.clip_shape), seconds
 
     def render(blocked=False):
-        return Render(said, video(rng, shape.target_frames, shape.target_size), blocked)
+        return Render(said, video(rng, *shape.target_shape), blocked)
 
     return {
         "watch": lambda: [Turn("user", asked, [clip()], hazard=safe), Turn("assistant", said)],

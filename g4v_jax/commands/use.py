@@ -28,7 +28,7 @@ def caption(arguments: list[str]) -> None:
 
     build, assistant, _ = open_run(values.workdir)
     shape = build.shape
-    clips = [decode(path, shape.clip_frames, shape.clip_size, path) for path in videos]
+    clips = [decode(path, *shape.clip_shape, path) for path in videos]
     replies = _answer(assistant, [[Turn("user", values.question, clips=[clip])] for clip in clips])
     for path, reply in zip(videos, replies):
         print(f"{path}: {reply.text}")
@@ -100,7 +100,7 @@ def chat(arguments: list[str]) -> None:
             if word == "/new":
                 turns, clips = [], []
             elif word == "/clip":
-                clips.append(decode(rest.strip(), shape.clip_frames, shape.clip_size, rest.strip()))
+                clips.append(decode(rest.strip(), *shape.clip_shape, rest.strip()))
                 print(f"(clip {len(clips)} goes with your next words)")
             elif word.startswith("/"):
                 print("known: /clip FILE, /new, /quit")

@@ -4,6 +4,7 @@ May hold the sizes of a row, the form of an example and index arithmetic; knows 
 Axis letters as in `types`; k g e r s are the clips, targets, hazard readings, preferences and tokens of one example.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grain
@@ -30,14 +31,27 @@ class RowShape:
     clip_frames: int  # T of a clip to watch
     clip_size: int  # H and W of a clip to watch, pixels
     target_frames: int  # T of a clip to render
-    target_size: int  # H and W of a clip to render, pixels
+    target_size: int | tuple[int, int]  # H and W of a clip to render, pixels; one number is both
     preferences: int = 0  # R, pairs of a preferred and a rejected answer
 
     def __post_init__(self):
         slots = ("clips", "targets", "hazards", "preferences")
+        if not isinstance(self.target_size, int) and len(self.target_size) != 2:
+            raise UserError(f"row shape: target_size is {self.target_size}; it must be a number, or a height and a width")
         for name, value in vars(self).items():
-            if value < (0 if name in slots else 1):
+            if np.min(value) < (0 if name in slots else 1):
                 raise UserError(f"row shape: {name} is {value}; it must be at least {0 if name in slots else 1}")
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int]:
+        """(T, H, W) of a clip to watch."""
+        return self.clip_frames, self.clip_size, self.clip_size
+
+    @property
+    def target_shape(self) -> tuple[int, int, int]:
+        """(T, H, W) of a clip to render."""
+        sides = (self.target_size, self.target_size) if isinstance(self.target_size, int) else self.target_size
+        return self.target_frames, *sides
 
 
 @dataclass(frozen=True)
@@ -45,11 +59,7 @@ class _Feature:
     capacity: str  # the field of RowShape that bounds the leading axis
     dtype: type
     padding: int = 0
-    trailing: tuple[str, ...] = ()  # fields of RowShape
-
-
-_CLIP = ("clip_frames", "clip_size", "clip_size")
-_TARGET = ("target_frames", "target_size", "target_size")
+    trailing: Callable[[RowShape], tuple[int, ...]] = lambda shape: ()  # the other axes
 
 # In an example, indices and positions count from the example's own start; `to_batch` shifts them to the row's.
 FEATURES = {
@@ -59,9 +69,9 @@ FEATURES = {
     "refusal_weight": _Feature("tokens", np.float32),  # [s]
     "clip_index": _Feature("tokens", np.int32, -1),  # [s]
     "query_index": _Feature("tokens", np.int32, -1),  # [s]
-    "clips": _Feature("clips", np.uint8, 0, _CLIP),  # [k T H W 3]
-    "clip_times": _Feature("clips", np.float32, 0, _CLIP[:1]),  # [k T]
-    "gen_targets": _Feature("targets", np.uint8, 0, _TARGET),  # [g T H W 3]
+    "clips": _Feature("clips", np.uint8, 0, lambda shape: (*shape.clip_shape, 3)),  # [k T H W 3]
+    "clip_times": _Feature("clips", np.float32, 0, lambda shape: shape.clip_shape[:1]),  # [k T]
+    "gen_targets": _Feature("targets", np.uint8, 0, lambda shape: (*shape.target_shape, 3)),  # [g T H W 3]
     "gen_blocked": _Feature("targets", np.bool_),  # [g]
     "hazard_position": _Feature("hazards", np.int32),  # [e]
     "hazard_label": _Feature("hazards", np.int32, -1),  # [e]
@@ -70,11 +80,6 @@ FEATURES = {
     "offset": _Feature("tokens", np.int32),  # [s] where the dialogue that a token belongs to begins in the example
     "pairs": _Feature("preferences", np.int32),  # [r] zeros: that the example holds a pair of answers
 }
-
-
-def _trailing(name: str, shape: RowShape) -> tuple[int, ...]:
-    channels = (3,) if name in ("clips", "gen_targets") else ()
-    return tuple(getattr(shape, field) for field in FEATURES[name].trailing) + channels
 
 
 def example(shape: RowShape, **features) -> Example:
@@ -91,7 +96,7 @@ def example(shape: RowShape, **features) -> Example:
     features = {"keep_weight": blank, "preference": blank, "offset": blank} | features
     complete = {}
     for name, feature in FEATURES.items():
-        trailing, capacity = _trailing(name, shape), getattr(shape, feature.capacity)
+        trailing, capacity = feature.trailing(shape), getattr(shape, feature.capacity)
         value = np.asarray(features.get(name, ()), feature.dtype)
         value = value if value.size else np.zeros((0, *trailing), feature.dtype)
         if value.shape[1:] != trailing:
@@ -160,7 +165,7 @@ def single(examples: list[Example], shape: RowShape) -> Batch:
     packed = {}
     for name, feature in FEATURES.items():
         size = (shape.rows, getattr(shape, feature.capacity))
-        packed[name] = np.full((*size, *_trailing(name, shape)), feature.padding, feature.dtype)
+        packed[name] = np.full((*size, *feature.trailing(shape)), feature.padding, feature.dtype)
         packed[f"{name}_segment_ids"] = np.zeros(size, np.int32)
         packed[f"{name}_positions"] = np.zeros(size, np.int32)
         for row, one in enumerate(examples):

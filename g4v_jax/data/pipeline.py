@@ -222,14 +222,14 @@ class FrameCache:
         self._lock = threading.Lock()
         self._overflowed = False
 
-    def footage(self, record: Record, index: int, frames: int, size: int) -> Clip:
+    def footage(self, record: Record, index: int, frames: int, height: int, width: int) -> Clip:
         """What `source` gives, kept by the video's checksum. The arrays are shared, so they are read-only."""
-        key = (record.sha256[index], frames, size)
+        key = (record.sha256[index], frames, height, width)
         with self._lock:
             if key in self._clips:
                 self._clips.move_to_end(key)
                 return self._clips[key]
-        clip = self.source(record, index, frames, size)  # outside the lock: others go on
+        clip = self.source(record, index, frames, height, width)  # outside the lock: others go on
         for array in clip:
             array.setflags(write=False)
         with self._lock:

@@ -127,12 +127,12 @@ def listed(directory: str | os.PathLike, split: str, group: str) -> list[Record]
     return list(read(directory, split, group)) if f"{split}_{group}" in splits(directory) else []
 
 
-def footage(record: Record, index: int, frames: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def footage(record: Record, index: int, frames: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Decode one video of a record as `video.decode` does; UserError where its bytes are not those that were built."""
     data = record.videos[index]
     if hashlib.sha256(data).hexdigest() != record.sha256[index]:
         raise UserError(f"{record.id}: video {index} does not match its checksum; build the records again")
-    return video.decode(data, frames, size, f"{record.id}: video {index}")
+    return video.decode(data, frames, height, width, f"{record.id}: video {index}")
 
 
 def build(source_dirs: str | os.PathLike | Sequence[str | os.PathLike], out_dir: str | os.PathLike) -> dict:

@@ -22,7 +22,7 @@ from g4v_jax.errors import UserError
 
 BLOCKED_CARD_SHARE = 1 / 32  # of the autoencoder's pictures, so that the card survives its bottleneck
 
-Footage = Callable[[Record, int, int, int], Clip]  # (record, which video, frames, size) -> frames and seconds
+Footage = Callable[[Record, int, int, int, int], Clip]  # (record, which video, T, H, W) -> frames and seconds
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Setting:
 
     def watched(self, record: Record, rng: np.random.Generator, video: int = 0) -> Clip:
         """A video as the model watches it: u8 [T clip_size clip_size 3] and f32 [T] seconds."""
-        frames, seconds = self.footage(record, video, self.shape.clip_frames, self.shape.clip_size)
+        frames, seconds = self.footage(record, video, *self.shape.clip_shape)
         if self.shift:
             size, pad = self.shape.clip_size, self.shift
             down, right = rng.integers(2 * pad + 1, size=2)
@@ -47,8 +47,8 @@ class Setting:
         return frames, seconds
 
     def rendered(self, record: Record, video: int = 0) -> np.ndarray:
-        """A video as the model is to render it: u8 [T target_size target_size 3]."""
-        return self.footage(record, video, self.shape.target_frames, self.shape.target_size)[0]
+        """A video as the model is to render it: u8 [T H W 3]."""
+        return self.footage(record, video, *self.shape.target_shape)[0]
 
     def dialogue(self, turns: Sequence[Turn]) -> Example:
         """Turns as an example of this setting."""
@@ -80,7 +80,7 @@ def generate(record: Record, rng: np.random.Generator, setting: Setting) -> Exam
 
 def blocked(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
     """A hazardous request that got as far as the generator renders the blocked card; its words are not learned."""
-    answer = Render(record.caption, blocked_card(setting.shape.target_frames, setting.shape.target_size), blocked=True)
+    answer = Render(record.caption, blocked_card(*setting.shape.target_shape), blocked=True)
     return setting.dialogue([_request(record, rng, setting, hazard=1), Turn("assistant", render=answer, loss=None)])
 
 
@@ -132,7 +132,7 @@ def _turns(record: Record, rng: np.random.Generator, setting: Setting) -> list[T
 def pixels(record: Record, rng: np.random.Generator, setting: Setting) -> Example:
     """A picture for the autoencoder: one target, and one token that no loss counts."""
     if rng.random() < BLOCKED_CARD_SHARE:
-        target = blocked_card(setting.shape.target_frames, setting.shape.target_size)
+        target = blocked_card(*setting.shape.target_shape)
     else:
         target = setting.rendered(record)
     blank = {"targets": [0], "caption_weight": [0], "refusal_weight": [0], "clip_index": [-1], "query_index": [-1]}
@@ -141,9 +141,9 @@ def pixels(record: Record, rng: np.random.Generator, setting: Setting) -> Exampl
 
 
 @lru_cache(maxsize=8)
-def blocked_card(frames: int, size: int) -> np.ndarray:
-    """The picture that hazardous conditions are trained to render: u8 [frames size size 3], read-only."""
-    card = draw.blocked_card(frames, size, size)
+def blocked_card(frames: int, height: int, width: int) -> np.ndarray:
+    """The picture that hazardous conditions are trained to render: u8 [frames height width 3], read-only."""
+    card = draw.blocked_card(frames, height, width)
     card.setflags(write=False)
     return card
 

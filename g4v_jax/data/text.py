@@ -197,7 +197,7 @@ def dialogue(
     losses = np.repeat(np.array([piece.loss or "" for piece in pieces]), lengths)
     losses = np.append(losses[1:], "")  # a position answers for the token after it
     ends = np.cumsum(lengths) - 1
-    blank = np.zeros((shape.target_frames, shape.target_size, shape.target_size, 3), np.uint8)
+    blank = np.zeros((*shape.target_shape, 3), np.uint8)
     return example(
         shape,
         tokens=tokens,

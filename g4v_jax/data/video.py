@@ -34,12 +34,14 @@ class Probe(NamedTuple):
     height: int
 
 
-def decode(data: bytes | str | os.PathLike, frames: int, size: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+def decode(
+    data: bytes | str | os.PathLike, frames: int, height: int, width: int, name: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Decode `frames` frames spread evenly over the whole clip, its first and last included.
 
-    Args: the file's bytes or path; the number of frames T; the side in pixels of the square that each upright frame
+    Args: the file's bytes or path; the number of frames T; the height and width in pixels that each upright frame
     is squashed to; the name to use in errors.
-    Returns: u8 [T size size 3] RGB and f32 [T], the seconds of each frame from the first frame.
+    Returns: u8 [T height width 3] RGB and f32 [T], the seconds of each frame from the first frame.
     Raises UserError where it is not a whole, readable video of at least T frames.
     """
     with _open(data, name) as (container, stream):
@@ -51,8 +53,9 @@ def decode(data: bytes | str | os.PathLike, frames: int, size: int, name: str) -
         pictures = {}
         for index, frame in _frames(packets, len(times), name):
             if index in wanted:
+                across, down = (height, width) if frame.rotation % 180 else (width, height)  # as it lies in the file
                 small = scaler.reformat(
-                    frame, width=size, height=size, format="rgb24", interpolation="BILINEAR", threads=1
+                    frame, width=across, height=down, format="rgb24", interpolation="BILINEAR", threads=1
                 )
                 pictures[index] = np.rot90(small.to_ndarray(), frame.rotation // 90)
         return np.stack([pictures[index] for index in wanted]), times[wanted].astype(np.float32)

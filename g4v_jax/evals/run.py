@@ -117,7 +117,7 @@ def ask_public(
     shape = assistant.shape
 
     def clip(name: str):
-        return video.decode(present[name], shape.clip_frames, shape.clip_size, str(present[name]))
+        return video.decode(present[name], *shape.clip_shape, str(present[name]))
 
     measured = questions.measure(_answer(assistant), here, clip)
     figures = measured.figures | {"qa/left_out": Figure.exact(len(asked) - len(here), len(asked))}
@@ -141,10 +141,10 @@ class _Footage:
         self._cache, self._shape = FrameCache(CACHE_BYTES, records.footage), shape
 
     def watched(self, record: Record, video: int):
-        return self._cache.footage(record, video, self._shape.clip_frames, self._shape.clip_size)
+        return self._cache.footage(record, video, *self._shape.clip_shape)
 
     def rendered(self, record: Record) -> np.ndarray:
-        return self._cache.footage(record, 0, self._shape.target_frames, self._shape.target_size)[0]
+        return self._cache.footage(record, 0, *self._shape.target_shape)[0]
 
 
 def _captioning(assistant, directory, clips, spec, footage, found, say) -> None:

@@ -121,5 +121,4 @@ def hazardous(
 
 
 def _video_shape(assistant: Assistant) -> tuple[int, int, int, int]:
-    shape = assistant.shape
-    return shape.target_frames, shape.target_size, shape.target_size, 3
+    return *assistant.shape.target_shape, 3

@@ -231,8 +231,7 @@ def _render(
         both = call(lambda m, *a: m.denoise(*a), jnp.concatenate([x, x]), jnp.concatenate([t, t]), context)
         return sampler.guide(*jnp.split(both, 2), spec.guidance)
 
-    frames, size = batch.gen_targets.shape[2:4]
-    latent_shape = model.autoencoder.latent_shape(frames, size)
+    latent_shape = model.autoencoder.latent_shape(*batch.gen_targets.shape[2:5])
     noise = jax.vmap(lambda key: jax.random.normal(key, latent_shape))(keys)
     latents = process(model.denoiser.prediction, spec.time_shift).sample(velocity, noise, spec.steps)
     return gathered((call(lambda m, z: m.autoencoder.decode_normalised(z), latents), closed))

@@ -122,8 +122,7 @@ class Guard:
         if stopped is None:
             return Outcome(reply.text, reply.caption, clip, None, scores, verdicts, reply)
         text = reply.text if is_refusal(reply.text) else DECLINED
-        shape = self.assistant.shape
-        card = blocked_card(shape.target_frames, shape.target_size) if wanted else None
+        card = blocked_card(*self.assistant.shape.target_shape) if wanted else None
         return Outcome(text, None, card, stopped, scores, verdicts, reply)
 
 

@@ -124,11 +124,12 @@ class Autoencoder(nn.Module):
         """(frames, height, width) of a small video."""
         return 1 + TIME_STRIDE, 2 * self.patch, 2 * self.patch
 
-    def latent_shape(self, frames: int, size: int) -> tuple[int, int, int, int]:
-        """(t, h, w, c) of a clip. Raises ValueError where frames are not 1 + 4k or the size does not divide."""
-        if (frames - 1) % TIME_STRIDE or size % self.patch:
-            raise ValueError(f"autoencoder: {frames} frames of {size} px; needs 1 + {TIME_STRIDE}k and k·{self.patch} px")
-        return 1 + (frames - 1) // TIME_STRIDE, size // self.patch, size // self.patch, self.latent_channels
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(t, h, w, c) of a clip. Raises ValueError where frames are not 1 + 4k or the sides do not divide."""
+        if (frames - 1) % TIME_STRIDE or height % self.patch or width % self.patch:
+            needs = f"1 + {TIME_STRIDE}k frames and k·{self.patch} px a side"
+            raise ValueError(f"autoencoder: {frames} frames of {height}x{width} px; needs {needs}")
+        return 1 + (frames - 1) // TIME_STRIDE, height // self.patch, width // self.patch, self.latent_channels
 
     def __call__(self, video: jax.Array, noise: jax.Array | None = None, smoothing: float = 0.0) -> Reconstructed:
         """u8 [X T H W 3]; noise f32 [2 X t h w c]: the posterior's, and that of smoothing (None: decode the mean)."""

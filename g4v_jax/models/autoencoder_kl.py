@@ -95,11 +95,11 @@ class KLAutoencoder(nn.Module):
         """(T, H, W) of a small clip."""
         return 2, 2 * self._factor, 2 * self._factor
 
-    def latent_shape(self, frames: int, size: int) -> tuple[int, int, int, int]:
-        """(t, h, w, c) of a clip. Raises ValueError where the size does not divide."""
-        if size % self._factor:
-            raise ValueError(f"autoencoder: frames of {size} px; needs k·{self._factor} px")
-        return frames, size // self._factor, size // self._factor, self.latent_channels
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(t, h, w, c) of a clip. Raises ValueError where the sides do not divide."""
+        if height % self._factor or width % self._factor:
+            raise ValueError(f"autoencoder: frames of {height}x{width} px; needs k·{self._factor} px a side")
+        return frames, height // self._factor, width // self._factor, self.latent_channels
 
     def encode(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[X T H W 3] in [-1, 1] -> posterior mean and log variance [X t h w c]."""

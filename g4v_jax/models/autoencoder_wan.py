@@ -210,12 +210,12 @@ class WanAutoencoder(nn.Module):
         """(frames, height, width) of a small video of more than one chunk."""
         return 1 + CHUNK, 2 * self.patch, 2 * self.patch
 
-    def latent_shape(self, frames: int, size: int) -> tuple[int, int, int, int]:
-        """(t, h, w, c) of a clip. Raises ValueError where frames are not 1 + 4k or the size does not divide."""
-        if (frames - 1) % CHUNK or size % self.patch:
-            raise ValueError(f"autoencoder: {frames} frames of {size} px; needs 1 + {CHUNK}k and k·{self.patch} px")
-        side = size // self.patch
-        return 1 + (frames - 1) // self.time_stride, side, side, self.latent_channels
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(t, h, w, c) of a clip. Raises ValueError where frames are not 1 + 4k or the sides do not divide."""
+        if (frames - 1) % CHUNK or height % self.patch or width % self.patch:
+            needs = f"1 + {CHUNK}k frames and k·{self.patch} px a side"
+            raise ValueError(f"autoencoder: {frames} frames of {height}x{width} px; needs {needs}")
+        return 1 + (frames - 1) // self.time_stride, height // self.patch, width // self.patch, self.latent_channels
 
     def encode(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[X T H W 3] in [-1, 1] -> posterior mean and log variance [X t h w c]; the latter in [-30, 20]."""

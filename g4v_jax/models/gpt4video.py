@@ -20,6 +20,7 @@ from g4v_jax.models.unet3d import UNet3D
 from g4v_jax.models.vision import Vision
 from g4v_jax.nn.linear import Linear
 from g4v_jax.nn.stack import one_by_one
+from g4v_jax.sharding import constrain
 from g4v_jax.types import Array, Batch
 
 
@@ -128,6 +129,7 @@ class GPT4Video(nn.Module):
         Wan's autoencoder, which goes over a clip in a loop, also goes over a row's clips in one: a TPU's compiler takes
         two thirds longer over convolutions of two clips a device than over one's.
         """
+        targets = constrain(targets, "rows", "slots", None, "height", None, None)
         if not isinstance(self.autoencoder, WanAutoencoder) or targets.shape[1] == 1:
             return self.autoencoder.encode_normalised(merge(targets), self.dtype)
         return merge(one_by_one(self.autoencoder, lambda one, clips: one.encode_normalised(clips, self.dtype), targets))
