@@ -1,6 +1,7 @@
 """Optimizers and schedules by name (optax), and which leaf gets which rule."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -159,4 +160,8 @@ def _matrix_axes(path: str, leaf) -> MuonDimensionNumbers | None:
         return None
     axes = tuple(range(1, leaf.ndim))
     inputs = 2 if path.endswith("/o/kernel") else 1
-    return MuonDimensionNumbers(reduction_axis=axes[:inputs], output_axis=axes[inputs:])
+    given, made = axes[:inputs], axes[inputs:]
+    if inputs == 2 and math.prod(leaf.shape[axis] for axis in given) == leaf.shape[-1]:
+        # of two sides alike the second is contracted; where it is the one that fsdp splits, every device does all the work
+        given, made = made, given
+    return MuonDimensionNumbers(reduction_axis=given, output_axis=made)
