@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
         autoencoder=dict(kind="wan"),
         denoiser=dict(sizes.WAN_1B, remat="full"),
     )
-    config.rows = dict(config.rows, clip_frames=16, target_frames=33, target_size=(256, 256))
+    config.rows = dict(config.rows, clip_frames=16, target_frames=33, target_size=(256, 256))  # a pair: so flags can set one
     config.trainable = (*config.trainable, "summarizer/.*", "denoiser/.*")
     config.ema = ("denoiser/.*",)
     config.init = {tower: f"towers/g4v/{tower}" for tower in TOWERS}

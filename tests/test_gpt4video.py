@@ -93,8 +93,9 @@ def test_the_velocity_is_that_of_each_slots_own_condition(model, whole):
     assert seen == {("blocked", True), ("own", True), ("null", True), ("own", False), ("null", False)}
 
 
-def test_wans_autoencoder_takes_a_rows_clips_one_after_the_other(model):
-    """Each gets the latents that it gets alone, and no convolution sees more than one of a row's."""
+@pytest.fixture(scope="module")
+def wan(model):
+    """(encode, clips of two rows u8 [2 3 5 8 8 3], the latents that each gets alone) of a model with Wan's autoencoder."""
     statistics = dict(latent_mean=(0.1,) * 4, latent_std=(2.0,) * 4)
     wan = WanAutoencoder(4, dim=8, multipliers=(1, 1), num_blocks=1, time_downsample=(True,), **statistics)
     clips = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 8, 8, 3), dtype=np.uint8)
@@ -105,17 +106,26 @@ def test_wans_autoencoder_takes_a_rows_clips_one_after_the_other(model):
         return model.clone(autoencoder=wan).apply(given, clips, method="encode")
 
     alone = tiny.jit(lambda clip: wan.apply({"params": params}, clip, method="encode_normalised"))
-    wanted = np.concatenate([alone(row[i : i + 1]) for row in clips for i in range(3)])
+    return encode, clips, np.concatenate([alone(row[i : i + 1]) for row in clips for i in range(3)])
+
+
+def test_wans_autoencoder_takes_a_rows_clips_one_after_the_other(wan):
+    """Each gets the latents that it gets alone, and no convolution sees more than one of a row's."""
+    encode, clips, wanted = wan
     np.testing.assert_allclose(tiny.jit(encode)(clips), wanted, atol=1e-5)
     found = re.findall(r":f32\[(\d+),[\d,]*\] = conv_general_dilated\[", str(jax.make_jaxpr(encode)(clips)))
     assert set(map(int, found)) <= {2, 2 * 2, 2 * 4} and len(found) > 10  # two rows; where space is halved, times their frames
 
+
+def test_wans_autoencoder_shares_a_clips_height_over_context(wan):
+    """The same latents, for less than half of a clip's work on each of four devices: their rows of pixels and what borders on them."""
+    encode, clips, wanted = wan
+
     def arithmetic(**mesh) -> float:
-        """Of one device, over a mesh of 4; what comes out is as above."""
+        """Of one device."""
         with jax.set_mesh(make_mesh(mesh, jax.devices()[:4])):
             program = jax.jit(encode).lower(clips).compile()
             np.testing.assert_allclose(program(clips), wanted, atol=1e-5)
         return program.cost_analysis()["flops"]
 
-    whole, split = arithmetic(tensor=4), arithmetic(context=4)  # rows of a clip's pixels lie over context, with what borders on them
-    assert split < 0.5 * whole
+    assert arithmetic(context=4) < 0.5 * arithmetic(tensor=4)

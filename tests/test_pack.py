@@ -123,7 +123,7 @@ def test_a_clip_to_render_may_be_wide():
     assert batch.gen_targets.shape == (wide.rows, wide.targets, 2, 4, 10, 3) and batch.gen_targets[0, 0].all()
     with pytest.raises(UserError, match=r"expects \[n, \*\[2, 4, 10, 3\]\]"):
         example(wide, **given, gen_targets=np.ones((1, 2, 10, 4, 3)))
-    for size in ((4,), (4, 10, 3), (4, 0)):
+    for size in ((4,), (4, 10, 3), (4, 0), (4.5, 10), ("4", 10)):
         with pytest.raises(UserError, match="row shape: target_size is"):
             dataclasses.replace(SHAPE, target_size=size)
 

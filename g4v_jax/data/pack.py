@@ -36,8 +36,9 @@ class RowShape:
 
     def __post_init__(self):
         slots = ("clips", "targets", "hazards", "preferences")
-        if not isinstance(self.target_size, int) and len(self.target_size) != 2:
-            raise UserError(f"row shape: target_size is {self.target_size}; it must be a number, or a height and a width")
+        _, *sides = self.target_shape
+        if len(sides) != 2 or any(type(side) is not int for side in sides):
+            raise UserError(f"row shape: target_size is {self.target_size}; it must be a whole number, or a height and a width")
         for name, value in vars(self).items():
             if np.min(value) < (0 if name in slots else 1):
                 raise UserError(f"row shape: {name} is {value}; it must be at least {0 if name in slots else 1}")
@@ -60,6 +61,7 @@ class _Feature:
     dtype: type
     padding: int = 0
     trailing: Callable[[RowShape], tuple[int, ...]] = lambda shape: ()  # the other axes
+
 
 # In an example, indices and positions count from the example's own start; `to_batch` shifts them to the row's.
 FEATURES = {

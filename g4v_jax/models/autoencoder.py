@@ -32,6 +32,13 @@ class Reconstructed:
     latent_square: Array  # f32 [c]
 
 
+def require_whole(frames: int, height: int, width: int, chunk: int, patch: int) -> None:
+    """Raises ValueError where a clip's frames are not 1 + chunk·k, or a side is not k·patch pixels."""
+    if (frames - 1) % chunk or height % patch or width % patch:
+        needs = f"1 + {chunk}k frames and k·{patch} px a side"
+        raise ValueError(f"autoencoder: {frames} frames of {height}x{width} px; needs {needs}")
+
+
 def to_signed(video: jax.Array) -> jax.Array:
     """u8 [...] -> float32 in [-1, 1]."""
     return video.astype(jnp.float32) / 127.5 - 1.0
@@ -126,9 +133,7 @@ class Autoencoder(nn.Module):
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(t, h, w, c) of a clip. Raises ValueError where frames are not 1 + 4k or the sides do not divide."""
-        if (frames - 1) % TIME_STRIDE or height % self.patch or width % self.patch:
-            needs = f"1 + {TIME_STRIDE}k frames and k·{self.patch} px a side"
-            raise ValueError(f"autoencoder: {frames} frames of {height}x{width} px; needs {needs}")
+        require_whole(frames, height, width, TIME_STRIDE, self.patch)
         return 1 + (frames - 1) // TIME_STRIDE, height // self.patch, width // self.patch, self.latent_channels
 
     def __call__(self, video: jax.Array, noise: jax.Array | None = None, smoothing: float = 0.0) -> Reconstructed:

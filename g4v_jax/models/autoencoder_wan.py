@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from g4v_jax.models.autoencoder import to_pixels, to_signed
+from g4v_jax.models.autoencoder import require_whole, to_pixels, to_signed
 from g4v_jax.nn.attention import attend
 from g4v_jax.nn.linear import Linear
 
@@ -212,9 +212,7 @@ class WanAutoencoder(nn.Module):
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(t, h, w, c) of a clip. Raises ValueError where frames are not 1 + 4k or the sides do not divide."""
-        if (frames - 1) % CHUNK or height % self.patch or width % self.patch:
-            needs = f"1 + {CHUNK}k frames and k·{self.patch} px a side"
-            raise ValueError(f"autoencoder: {frames} frames of {height}x{width} px; needs {needs}")
+        require_whole(frames, height, width, CHUNK, self.patch)
         return 1 + (frames - 1) // self.time_stride, height // self.patch, width // self.patch, self.latent_channels
 
     def encode(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:

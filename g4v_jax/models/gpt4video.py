@@ -124,7 +124,7 @@ class GPT4Video(nn.Module):
         return self.hazard(take(hidden, positions).astype(jnp.float32))[..., 0]
 
     def encode(self, targets: jax.Array) -> jax.Array:
-        """u8 [B G T H W 3] -> normalised latents f32 [B·G t h w c].
+        """u8 [B G T H W 3] -> normalised latents f32 [B·G t h w c]; the work lies over `context` by the clips' height.
 
         Wan's autoencoder, which goes over a clip in a loop, also goes over a row's clips in one: a TPU's compiler takes
         two thirds longer over convolutions of two clips a device than over one's.
