@@ -97,7 +97,7 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.rows.preferences = 8
         towers = ("vision", "summarizer", "llm", "conditioner", "autoencoder", "denoiser", "queries", "hazard")
         config.init = {tower: "runs/smol" for tower in towers}
-        config.losses.update(keep=3.0, refusal=1.0, hazard=1.0, blocked=1.0, preference=1.0)
+        config.losses.update(refusal=1.0, hazard=1.0, blocked=1.0, preference=1.0)
         # what the model can already do is only to be kept, so all but LoRA and the hazard head learn slowly
         config.optimizer.update(learning_rate=1e-3, muon_learning_rate=8e-4, warmup_steps=10)
         config.optimizer.multipliers = dict(summarizer=0.2, hazard=2.0)

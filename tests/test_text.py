@@ -9,6 +9,7 @@ import tokenizers
 from folder import TEXTS
 
 from g4v_jax.data.pack import RowShape
+from g4v_jax.data.chat import ChatFormat
 from g4v_jax.data.text import ASSISTANT, CLIP, END, QUERY, SPECIALS, USER, VIDEO, VIDEO_END
 from g4v_jax.data.text import Render, Tokenizer, Turn, dialogue
 from g4v_jax.errors import UserError
@@ -117,6 +118,16 @@ def test_a_dialogue_is_laid_out_as_described(tokenizer):
     assert one["hazard_position"].tolist() == [len(first) - 1, len(first) + len(second) + len(third) - 1]
     assert one["hazard_label"].tolist() == [0, 1]
     assert {one["tokens"][position] for position in one["hazard_position"]} == {ids[END]}
+
+
+@pytest.mark.parametrize("end, read", [("<|end|> what", "<|end|>"), ("", "wall")])
+def test_a_hazard_is_read_where_the_words_end(tokenizer, end, read):
+    """At the first token of an end mark that has several, as ChatML's has, and at the last word's where there is none."""
+    other = Tokenizer(tokenizer._model, ChatFormat(user_end=end))
+    one = dialogue([Turn("user", "a wall", hazard=1), Turn("assistant", "yes")], other, SHAPE)
+    (position,) = one["hazard_position"].tolist()
+    assert other.decode(one["tokens"][: position + 1], specials=True).endswith(read)
+    assert not other.decode(one["tokens"][:position], specials=True).endswith(read)
 
 
 def test_open_rows_end_where_the_model_goes_on(tokenizer):

@@ -151,7 +151,8 @@ def dialogue(
     A user turn is `<|user|>`, Q `<clip>` a clip, the text, `<|end|>`; an assistant turn is `<|assistant|>`, the
     text, for a render `<video>` caption `</video>` and N `<query>`, then `<|end|>`; or with the marks of the tokenizer's
     own chat format in place of ours. What the assistant writes, and the first token of its end mark, counts for its
-    turn's loss; the queries, and the end after them, do not. Each labelled user turn has a hazard reading at its end.
+    turn's loss; the queries, and the end after them, do not. Each labelled user turn has a hazard reading at the first token
+    of its end mark: there an LLM sums up what was asked, while what a format has after it, such as a new line, tells less of it.
 
     `open` leaves the row unfinished for inference: after a user turn it ends with the assistant's mark, and a last
     assistant turn ends without its end, so after the queries where it renders. Open rows have zero targets.
@@ -197,6 +198,7 @@ def dialogue(
     losses = np.repeat(np.array([piece.loss or "" for piece in pieces]), lengths)
     losses = np.append(losses[1:], "")  # a position answers for the token after it
     ends = np.cumsum(lengths) - 1
+    starts = np.minimum(ends - lengths + 1, ends)  # an end mark may be empty: then the last word's token
     blank = np.zeros((*shape.target_shape, 3), np.uint8)
     return example(
         shape,
@@ -211,7 +213,7 @@ def dialogue(
         clip_times=[seconds for _, seconds in clips],
         gen_targets=[blank if render.target is None else render.target for render in renders],
         gen_blocked=[render.blocked for render in renders],
-        hazard_position=[ends[piece] for piece, _ in hazards],
+        hazard_position=[starts[piece] for piece, _ in hazards],
         hazard_label=[label for _, label in hazards],
     )
 
