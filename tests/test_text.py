@@ -8,8 +8,8 @@ import pytest
 import tokenizers
 from folder import TEXTS
 
-from g4v_jax.data.pack import RowShape
 from g4v_jax.data.chat import ChatFormat
+from g4v_jax.data.pack import RowShape
 from g4v_jax.data.text import ASSISTANT, CLIP, END, QUERY, SPECIALS, USER, VIDEO, VIDEO_END
 from g4v_jax.data.text import Render, Tokenizer, Turn, dialogue
 from g4v_jax.errors import UserError

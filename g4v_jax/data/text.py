@@ -197,8 +197,7 @@ def dialogue(
     tokens = np.concatenate([np.asarray(piece.ids, np.int32) for piece in pieces])
     losses = np.repeat(np.array([piece.loss or "" for piece in pieces]), lengths)
     losses = np.append(losses[1:], "")  # a position answers for the token after it
-    ends = np.cumsum(lengths) - 1
-    starts = np.minimum(ends - lengths + 1, ends)  # an end mark may be empty: then the last word's token
+    starts = np.cumsum(lengths) - np.maximum(lengths, 1)  # of an empty piece, as an end mark may be: the token before it
     blank = np.zeros((*shape.target_shape, 3), np.uint8)
     return example(
         shape,
