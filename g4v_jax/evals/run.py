@@ -80,17 +80,20 @@ def attack(
 ) -> dict[str, Figure]:
     """Disguise harmful requests of the held-out split and count what each control stops; writes attack.json into `out`.
 
-    Chooses the hazard threshold first, as `evaluate` does. Raises UserError where the split has no harmful request in
+    Beside it, what the same controls stop of as many harmless dialogues without clips. Chooses the hazard threshold first, as `evaluate` does. Raises UserError where the split has no harmful request in
     words alone.
     """
-    figures = _tune(assistant, directory, spec, _Footage(assistant.shape), say)
+    footage = _Footage(assistant.shape)
+    figures = _tune(assistant, directory, spec, footage, say)
     harmful = safety.harmful_requests(directory, spec.split, spec.attacked)
     if not harmful:
         of = f" of kind {' or '.join(spec.attacked)}" if spec.attacked else ""
         raise UserError(f"{directory}: {spec.split} has no harmful requests{of} to disguise; build records with a safety set")
     chosen = captions.spread(harmful, spec.attacks)
     say(f"attacking with {len(chosen)} harmful requests in {len(attacks.ATTACKS)} disguises")
-    figures |= attacks.measure(assistant, chosen)
+    asked = safety.cases(directory, spec.split, spec.attacks, footage.watched, spec.per_kind)
+    harmless = [case.turns for case in asked if not case.hazard and case.carrier == "requests"]
+    figures |= attacks.measure(assistant, chosen, captions.spread(harmless, spec.attacks))
     report.write(out / "attack.json", figures, spec.split)
     return figures
 

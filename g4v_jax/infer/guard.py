@@ -4,7 +4,8 @@ May hold the layers, their order, and the record of each decision; the model's o
 program are `assistant`'s. Reads and writes no files.
 
     request   the hazard head on what was asked: above the threshold nothing is answered
-    disguise  the same on what the request says under a disguise, such as base64 (see safety/disguise.py)
+    disguise  the same on what the request says under a disguise, such as base64 (see safety/disguise.py), and, after
+              other turns, on the last turn by itself: harmless talk before a request must not make it harmless
     words     the model declines by itself
     caption   the caption that it wrote, judged as if it had been asked for
     gate      the in-graph gate: the condition is replaced, and the model renders its blocked card
@@ -99,11 +100,17 @@ class Guard:
         return [self._outcome(*one) for one in zip(replies, wanted, stopped, clips, scores, verdicts)]
 
     def judge_disguises(self, dialogues: Sequence[Sequence[Turn]]) -> dict[int, float]:
-        """By the number of a dialogue whose last turn may be disguised: the highest hazard score of its other readings."""
-        found = [(i, text) for i, dialogue in enumerate(dialogues) for text in readings(dialogue[-1].text)]
-        asked = [[*dialogues[i][:-1], dataclasses.replace(dialogues[i][-1], text=text)] for i, text in found]
+        """By the number of a dialogue that can be read otherwise: the highest hazard score of its other readings.
+
+        They are what the last turn says under a disguise, and, where turns precede it, it and those by themselves.
+        """
+        found = []
+        for i, (*before, last) in enumerate(dialogues):
+            other = [dataclasses.replace(last, text=text) for text in readings(last.text)]
+            found += [(i, [*before, turn]) for turn in other]
+            found += [(i, [turn]) for turn in [last, *other] if before]
         highest: dict[int, float] = {}
-        for (i, _), hazard in zip(found, self.assistant.hazards(asked)):
+        for (i, _), hazard in zip(found, self.assistant.hazards([asked for _, asked in found])):
             highest[i] = max(highest.get(i, 0.0), float(hazard))
         return highest
 
