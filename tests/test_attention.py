@@ -12,6 +12,7 @@ from tiny import normal
 from g4v_jax.nn import rope
 from g4v_jax.nn.attention import SHORTEST, Attention, Cache, attend, plain
 from g4v_jax.nn.kernels import Packed
+from g4v_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -46,8 +47,21 @@ def test_causal_attention_in_parts_of_the_queries_is_attention(window):
     whole = jax.value_and_grad(lambda *x: loss(lambda q, k, v: plain(q, k, v, mask.allowed()), *x), argnums=(0, 1, 2))
     for a, b in zip(jax.tree.leaves(parts(q, k, v)), jax.tree.leaves(whole(q, k, v))):
         close(a, b, scale=10)
-    keys = [eqn.outvars[0].aval.shape[-1] for eqn in jax.make_jaxpr(attend)(q, k, v, mask).eqns if eqn.primitive.name == "exp"]
+    keys = keys_by_part(q, k, v, mask)
     assert len(keys) == 3 and sorted(keys) == keys and keys[0] < keys[-1] == length  # few scores are in vain
+
+
+def keys_by_part(*args) -> list[int]:
+    traced = jax.make_jaxpr(lambda *x: attend(*x, axes=("rows", "sequence", "heads", "kv_heads")))(*args)
+    return [eqn.outvars[0].aval.shape[-1] for eqn in traced.eqns if eqn.primitive.name == "exp"]
+
+
+@pytest.mark.parametrize("axis, parts", [("fsdp", 3), ("tensor", 3), ("context", 1)])
+def test_on_several_cpus_queries_are_cut_unless_they_lie_over_devices(axis, parts):
+    length = 3 * SHORTEST
+    x = normal(2, length, 4, 8)
+    with jax.set_mesh(make_mesh({axis: 8})):
+        assert len(keys_by_part(x, x, x, Packed(np.ones((2, length), int)))) == parts
 
 
 @pytest.mark.parametrize("groups", [4, 2, 1])

@@ -16,7 +16,7 @@ from g4v_jax.nn.norms import RMSNorm
 from g4v_jax.sharding import constrain
 
 MASKED = -1e30  # added to the score of a key that may not be looked at
-PARTS, SHORTEST = 4, 64  # into how many parts the queries under a causal mask are cut on one CPU, and the shortest one
+PARTS, SHORTEST = 4, 64  # into how many parts the queries under a causal mask are cut on CPUs, and the shortest one
 
 
 @struct.dataclass
@@ -46,9 +46,11 @@ def attend(
         return kernels.splash(q, k, v, mask, axes)
     if chosen == "cudnn":
         return kernels.cudnn(q, k, v, mask)
-    packed = isinstance(mask, Packed)
-    run = _in_parts if packed and mask.causal and sharding.on_one_cpu() else plain
-    return run(q, k, v, mask.allowed() if packed else mask)
+    if not isinstance(mask, Packed):
+        return plain(q, k, v, mask)
+    whole = sharding.shards(axes[1]) == 1  # queries that lie over devices are in parts already
+    run = _in_parts if mask.causal and whole and sharding.platform() == "cpu" else plain
+    return run(q, k, v, mask.allowed())
 
 
 def _in_parts(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
