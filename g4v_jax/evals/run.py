@@ -80,8 +80,8 @@ def attack(
 ) -> dict[str, Figure]:
     """Disguise harmful requests of the held-out split and count what each control stops; writes attack.json into `out`.
 
-    Beside it, what the same controls stop of as many harmless dialogues without clips. Chooses the hazard threshold first, as `evaluate` does. Raises UserError where the split has no harmful request in
-    words alone.
+    Beside them, what the same controls stop of as many harmless dialogues without clips. Chooses the hazard threshold
+    first, as `evaluate` does. Raises UserError where the split has no harmful request in words alone.
     """
     footage = _Footage(assistant.shape)
     figures = _tune(assistant, directory, spec, footage, say)
