@@ -17,6 +17,7 @@ COMMANDS = {  # name -> (module in g4v_jax.commands, function, what it does)
     "data build safety": ("data", "safety", "harmful requests, harmless lookalikes and clips: --out=DIR --llm=DIR"),
     "data inspect": ("data", "inspect", "count records, measure packing, and draw a sheet of batches"),
     "train": ("train", "train", "train a config; goes on by itself from --workdir"),
+    "average": ("train", "average", "weights between two runs: g4v average BEFORE AFTER --weight=0.8 --out=DIR"),
     "eval": ("evaluate", "evaluate", "captioning, generation and safety on a held-out split"),
     "caption": ("use", "caption", "describe videos: g4v caption CLIP.mp4 ..."),
     "generate": ("use", "generate", 'render a prompt: g4v generate "PROMPT" --out=CLIP.mp4'),

@@ -1,4 +1,4 @@
-"""`g4v train`."""
+"""`g4v train` and `g4v average`."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from absl import flags
 
 from g4v_jax import config as configs
 from g4v_jax.commands.common import parse, write_json
+from g4v_jax.errors import UserError
 
 
 def train(arguments: list[str]) -> None:
@@ -81,7 +82,6 @@ def _run(build, workdir: Path, stop_after: int | None, leads: bool) -> None:
 def _live(build, tokenizer):
     """What the loop measures every `train.eval_every` steps: evaluate(state, frozen) -> values by name."""
     from g4v_jax import trees
-    from g4v_jax.errors import UserError
     from g4v_jax.evals import run
     from g4v_jax.infer.assistant import Assistant
     from g4v_jax.losses.joint import Joint
@@ -97,3 +97,33 @@ def _live(build, tokenizer):
         return measure(Assistant(build.model, params, tokenizer, build.shape, build.sample, build.mesh))
 
     return evaluate
+
+
+def average(arguments: list[str]) -> None:
+    """Write the run that lies between two: a safety stage's abilities kept, say, and most of what it learned."""
+
+    def extra(values: flags.FlagValues) -> None:
+        flags.DEFINE_float("weight", 0.5, "Of the second run; 1 less this is the first's.", 0.0, 1.0, flag_values=values)
+        flags.DEFINE_list("whole", [], "Towers to take from the second run as they are.", flag_values=values)
+        flags.DEFINE_string("out", None, "Folder of the new run.", flag_values=values)
+
+    values, runs = parse("average", arguments, extra=extra, config=False)
+    if len(runs) != 2 or not values.out:
+        raise UserError("average: give two runs and --out: g4v average runs/before runs/after --weight=0.8 --out=runs/between")
+    from g4v_jax import trees
+    from g4v_jax.build import Build
+    from g4v_jax.data.text import Tokenizer
+    from g4v_jax.train import average as averages
+
+    first, second, out = Path(runs[0]), Path(runs[1]), Path(values.out)
+    config = configs.load(second)
+    blueprint = Build(config).blueprint
+    shapes, _ = trees.split(blueprint.shapes, blueprint.trainable)
+    files = [run / "tokenizer.json" for run in (first, second)]
+    tokenizers = [Tokenizer.load(file) for file in files]
+    if files[0].read_bytes() != files[1].read_bytes() or tokenizers[0].format != tokenizers[1].format:
+        raise UserError(f"average: {first} and {second} have different tokenizers or chat formats")
+    step = averages.average(first, second, values.weight, out, shapes, values.whole)
+    tokenizers[1].save(out / "tokenizer.json")
+    configs.save(config, out)
+    print(f"{values.out}: {values.weight:g} of the way from {first} to step {step} of {second}; measure it with g4v eval --workdir={values.out}")
