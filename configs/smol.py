@@ -16,13 +16,15 @@
     g4v data build safety --llm=towers/smollm2 --out=data/safety
     g4v data build --config=configs/smol.py:safety
     g4v train --config=configs/smol.py:safety --workdir=runs/smol-safety
-    g4v eval --workdir=runs/smol-safety
+    g4v average runs/smol runs/smol-safety --weight=0.9 --whole=hazard --out=runs/smol-safe
+    g4v eval --workdir=runs/smol-safe
     g4v eval --workdir=runs/smol --records=data/smol-safety-records --out=runs/smol/before-safety
 
 Both imported towers stay frozen; LoRA, the summarizer, the conditioner and the denoiser learn. Beside clips it learns
 to say of people's conversations what it said before (`losses.keep`), so that it still talks. `:scratch` is the same run
-with the LLM from nothing; `:safety` goes on from the run and learns to decline. `:render` is a warm start of the
-generator that the run does not use yet: to try it, set init.conditioner, init.denoiser and init.queries to its workdir.
+with the LLM from nothing; `:safety` goes on from the run and learns to decline, and nine tenths of the way there lies a
+run that declines nearly as much and forgot less. `:render` is a warm start of the generator that the run does not use
+yet: to try it, set init.conditioner, init.denoiser and init.queries to its workdir.
 """
 
 from ml_collections import ConfigDict
@@ -90,17 +92,17 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.data.mixture = {
             "prefer/advbench": 0.1, "prefer/advbench-reworded": 0.1, "prefer/harmful-about-clip": 0.04,
             "prefer/built-in": 0.08, "prefer/built-in-reworded": 0.08, "prefer/harmless-about-hazard": 0.04,
-            "prefer/lookalike": 0.12, "prefer/lookalike-reworded": 0.12, "prefer/harmless-about-clip": 0.04,
-            "prefer/conversation": 0.07, "caption": 0.12, "generate": 0.06, "refuse_clip": 0.02, "refuse_request": 0.03,
+            "prefer/lookalike": 0.12, "prefer/lookalike-reworded": 0.12, "prefer/harmless-about-clip": 0.06,
+            "prefer/conversation": 0.07, "caption": 0.3, "generate": 0.06, "refuse_clip": 0.02, "refuse_request": 0.03,
             "blocked": 0.03,
         }  # fmt: skip
         config.rows.preferences = 8
         towers = ("vision", "summarizer", "llm", "conditioner", "autoencoder", "denoiser", "queries", "hazard")
         config.init = {tower: "runs/smol" for tower in towers}
         config.losses.update(refusal=1.0, hazard=1.0, blocked=1.0, preference=1.0)
-        # what the model can already do is only to be kept, so all but LoRA and the hazard head learn slowly
+        # what the model can already do is only to be kept, so all but the hazard head learn slowly
         config.optimizer.update(learning_rate=1e-3, muon_learning_rate=8e-4, warmup_steps=10)
-        config.optimizer.multipliers = dict(summarizer=0.2, hazard=2.0)
-        config.train.update(steps=400, checkpoint_every=200)
+        config.optimizer.multipliers = dict(summarizer=0.2, llm=0.5, hazard=4.0)
+        config.train.update(steps=800, checkpoint_every=400)
         config.evaluate.update(safety=30, attacks=40, attacked=("advbench", "harmbench"))
     return config
