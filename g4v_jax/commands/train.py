@@ -110,20 +110,17 @@ def average(arguments: list[str]) -> None:
     values, runs = parse("average", arguments, extra=extra, config=False)
     if len(runs) != 2 or not values.out:
         raise UserError("average: give two runs and --out: g4v average runs/before runs/after --weight=0.8 --out=runs/between")
-    from g4v_jax import trees
     from g4v_jax.build import Build
     from g4v_jax.data.text import Tokenizer
-    from g4v_jax.train import average as averages
+    from g4v_jax.train.average import average_runs
 
     first, second, out = Path(runs[0]), Path(runs[1]), Path(values.out)
     config = configs.load(second)
-    blueprint = Build(config).blueprint
-    shapes, _ = trees.split(blueprint.shapes, blueprint.trainable)
     files = [run / "tokenizer.json" for run in (first, second)]
     tokenizers = [Tokenizer.load(file) for file in files]
     if files[0].read_bytes() != files[1].read_bytes() or tokenizers[0].format != tokenizers[1].format:
         raise UserError(f"average: {first} and {second} have different tokenizers or chat formats")
-    step = averages.average(first, second, values.weight, out, shapes, values.whole)
+    step = average_runs(first, second, values.weight, out, Build(config).blueprint, values.whole)
     tokenizers[1].save(out / "tokenizer.json")
     configs.save(config, out)
     print(f"{values.out}: {values.weight:g} of the way from {first} to step {step} of {second}; measure it with g4v eval --workdir={values.out}")

@@ -72,7 +72,7 @@ def arithmetic(build: Build) -> dict[str, int]:
 def model_arithmetic(build: Build) -> dict[str, int]:
     """Of one train step over the whole mesh, the operations that its losses and gradients cannot do without, by tower."""
     blueprint, objective = build.blueprint, build.objective
-    trainable, _ = trees.split(blueprint.shapes, blueprint.trainable)
+    trainable = blueprint.trainable_shapes
 
     def loss(trainable, frozen, batch):
         draws = objective.draw(rng.row_keys(jax.random.key(0), batch.tokens.shape[0]))

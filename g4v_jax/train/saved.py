@@ -4,6 +4,7 @@ May hold reading; `checkpoint.py` writes.
 """
 
 import itertools
+import json
 from functools import cached_property
 from pathlib import Path
 
@@ -45,11 +46,25 @@ class SavedRun:
         verify_frozen(self.workdir / "frozen")
         return self.workdir / "frozen" / "arrays"
 
+    @property
+    def _has_frozen(self) -> bool:
+        return (self.workdir / "frozen" / "arrays").exists()
+
+    @property
+    def frozen_content(self) -> str | None:
+        """What tells the frozen weights from others (see `Checkpoints.save_frozen`), None where the run has none.
+
+        Raises UserError where they are damaged.
+        """
+        if not self._has_frozen:
+            return None
+        return json.loads((self._frozen.parent / "manifest.json").read_text())["content"]
+
     @cached_property
     def shapes(self) -> dict:
         """Every parameter of the run by path, with shape and dtype as saved."""
         frozen = {}
-        if (self.workdir / "frozen" / "arrays").exists():
+        if self._has_frozen:
             frozen = trees.flatten(saved_shapes(self._frozen))
         return frozen | self._kinds["trainable"]
 
@@ -64,7 +79,7 @@ class SavedRun:
         averaged = self._kinds["ema"].keys() & wanted.keys() if prefer_ema else set()
         trained = self._kinds["trainable"].keys() & wanted.keys() - averaged
         rest = trees.split(shapes, averaged | trained)[1]
-        if rest and not (self.workdir / "frozen" / "arrays").exists():
+        if rest and not self._has_frozen:
             name = min(trees.flatten(rest))
             raise UserError(f"{self.workdir}: has no {name}; use the config that the run was started with, or another run")
         parts = {"trainable": trees.split(shapes, trained)[0], "ema": trees.split(shapes, averaged)[0]}

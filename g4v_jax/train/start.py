@@ -70,7 +70,7 @@ def first_state(
 ) -> TrainState:
     """Initialise the state, then lay the source runs' weights over the towers that have one."""
     state = blueprint.create(key, optimizer)
-    shapes, _ = trees.split(blueprint.shapes, blueprint.trainable)
+    shapes = blueprint.trainable_shapes
     towers = sources.keys() & shapes.keys()
     opened = _opened(sources[tower] for tower in towers)
     for tower in towers:

@@ -71,6 +71,11 @@ class Blueprint:
         return self._chosen[1]
 
     @property
+    def trainable_shapes(self) -> dict:
+        """The shapes and shardings of what gradients reach."""
+        return trees.split(self.shapes, self.trainable)[0]
+
+    @property
     def frozen_shapes(self) -> dict:
         """The frozen tree's shapes and shardings, in the dtype it is kept in."""
         _, frozen = trees.split(self.shapes, self.trainable)
@@ -78,7 +83,7 @@ class Blueprint:
 
     def state_shapes(self, optimizer: optax.GradientTransformation) -> TrainState:
         """Shapes and shardings of the whole TrainState: optimizer state follows its parameter."""
-        trainable, _ = trees.split(self.shapes, self.trainable)
+        trainable = self.trainable_shapes
         whole = jax.sharding.NamedSharding(self.mesh, PartitionSpec())
         flat = trees.flatten(trainable)
 
