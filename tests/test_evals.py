@@ -99,6 +99,31 @@ def test_captions_are_judged_by_what_they_say():
     assert all(turns[0].text in QUESTIONS["test"] for turns in assistant.asked)
 
 
+def test_every_clip_is_asked_about_in_every_held_out_phrasing():
+    class Moody(Table):
+        """Says the right thing of the first clip in every second phrasing, and of the second never."""
+
+        def answer(self, dialogues):
+            self.asked += [(turns[0].text, turns[0].clips[0]) for turns in dialogues]
+            right = QUESTIONS["test"].index(dialogues[0][0].text) % 2 == 0
+            return [Reply(canonical(SCENES[0]) if right else "a wall", None, 0.0), Reply("a wall", None, 0.0)]
+
+    assistant = Moody([])
+    records = [dataclasses.replace(record(scene), id=name) for scene, name in zip(SCENES, "ab")]
+    figures, scores = captions.rephrased(assistant, records, ["first", "second"], "test")
+    phrasings = QUESTIONS["test"]
+    assert set(assistant.asked) == {(text, clip) for text in phrasings for clip in ("first", "second")}
+    assert len(assistant.asked) == 2 * len(phrasings)
+    share = len(phrasings[::2]) / len(phrasings)
+    once = Table([Reply(canonical(SCENES[0]), None, 0.0), Reply("a wall", None, 0.0)])
+    whole = captions.measure(once, records, [None] * 2, "test", meteor=False)[1][0].scores["caption/cider"]
+    assert whole > 0 and scores["caption/phrasings/cider"] == pytest.approx({"a": share * whole, "b": 0.0})
+    assert figures["caption/phrasings/cider"].value == pytest.approx(share * whole / 2)
+    assert figures["caption/phrasings/cider"].n == 2
+    rouge = scores["caption/phrasings/rouge_l"]
+    assert share < rouge["a"] < 1 and 0 < rouge["b"] < share  # "a wall" has a word of it
+
+
 def emoji(label: str, base: str, group: str) -> Record:
     return record(None, f"an animated emoji of {label}", attributes={"base": base, "tone": "", "group": group})
 

@@ -1,8 +1,8 @@
-"""`g4v data make | fetch | talk | build safety | build | inspect`."""
+"""`g4v data make | fetch | talk | said | build safety | build | inspect`."""
 
 from absl import flags
 
-from g4v_jax.commands.common import open_llm, parse, write_json
+from g4v_jax.commands.common import open_llm, open_run, parse, write_json
 from g4v_jax.errors import UserError
 
 
@@ -51,6 +51,25 @@ def talk(arguments: list[str]) -> None:
     from g4v_jax.data import talk
 
     summary = talk.write(values.out)
+    print(f"{values.out}: {summary}")
+    write_json(values.json, summary)
+
+
+def said(arguments: list[str]) -> None:
+    """Write what the run --workdir says of the training clips of --records into --out."""
+
+    def extra(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("out", None, "Folder for clips and dialogues.", flag_values=values)
+        flags.DEFINE_string("records", None, "Other records than the run's own.", flag_values=values)
+        flags.DEFINE_integer("seed", 0, "Of the phrasings of the question.", flag_values=values)
+
+    values, _ = parse("data said", arguments, extra=extra, config=False, workdir=True, json=True)
+    if not values.out:
+        raise UserError("data said: say where: g4v data said --workdir=runs/smol --out=data/said")
+    from g4v_jax.infer import rehearsal
+
+    build, assistant, _ = open_run(values.workdir)
+    summary = rehearsal.write(assistant, values.records or build.pipeline.records, values.out, values.seed)
     print(f"{values.out}: {summary}")
     write_json(values.json, summary)
 

@@ -42,9 +42,26 @@ def measure(
     assistant: Assistant, records: Sequence[Record], clips: Sequence[Clip], split: str, meteor: bool = True
 ) -> tuple[dict[str, Figure], list[Captioned]]:
     """Caption each clip once, greedily -> (figures, the judged clips). What cannot be measured is logged with the reason."""
-    asked = [question(record, clip, split, i) for i, (record, clip) in enumerate(zip(records, clips))]
-    texts = [reply.text for reply in assistant.answer(asked)]
-    return _judged(records, clips, texts, "caption", meteor)
+    return _judged(records, clips, _answers(assistant, records, clips, split), "caption", meteor)
+
+
+def rephrased(
+    assistant: Assistant, records: Sequence[Record], clips: Sequence[Clip], split: str
+) -> tuple[dict[str, Figure], dict[str, dict[str, float]]]:
+    """Ask about each clip in every held-out phrasing -> (figures, their values by record).
+
+    "caption/phrasings/cider" and "caption/phrasings/rouge_l": a clip's value is its mean over the phrasings, so that
+    less of a figure is the luck of one greedy answer; the interval is over clips.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    phrasings = len(QUESTIONS[split])
+    for first in range(phrasings):
+        texts = _answers(assistant, records, clips, split, first)
+        for one in _judged(records, clips, texts, "caption/phrasings", meteor=False)[1]:
+            for name in ("caption/phrasings/cider", "caption/phrasings/rouge_l"):
+                values = scores.setdefault(name, {})
+                values[one.record.id] = values.get(one.record.id, 0.0) + one.scores[name] / phrasings
+    return {name: Figure.mean(list(values.values())) for name, values in scores.items()}, scores
 
 
 def copied(records: Sequence[Record], known: Sequence[Record]) -> dict[str, Figure]:
@@ -52,6 +69,12 @@ def copied(records: Sequence[Record], known: Sequence[Record]) -> dict[str, Figu
     draw = np.random.default_rng(0)
     texts = [known[int(i)].caption for i in draw.integers(len(known), size=len(records))]
     return _judged(records, [None] * len(records), texts, "caption_copy", meteor=False)[0]
+
+
+def _answers(assistant, records, clips, split: str, first: int = 0) -> list[str]:
+    """What is said of each clip, asked in phrasing `first` and on."""
+    asked = [question(record, clip, split, first + i) for i, (record, clip) in enumerate(zip(records, clips))]
+    return [reply.text for reply in assistant.answer(asked)]
 
 
 def _judged(records, clips, texts, prefix: str, meteor: bool) -> tuple[dict[str, Figure], list[Captioned]]:
