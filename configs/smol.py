@@ -13,6 +13,7 @@
     g4v train --config=configs/smol.py --workdir=runs/smol
     g4v eval --workdir=runs/smol
 
+    g4v data said --workdir=runs/smol --out=data/said
     g4v data build safety --llm=towers/smollm2 --out=data/safety
     g4v data build --config=configs/smol.py:safety
     g4v train --config=configs/smol.py:safety --workdir=runs/smol-safety
@@ -65,7 +66,7 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.optimizer.adamw_towers = ("llm",)
         config.losses.keep, config.optimizer.multipliers.llm = 0.0, 0.5
     config.sample.update(rows=32)
-    config.evaluate = dict(captions=200, generations=32, per_kind=60)
+    config.evaluate = dict(captions=200, phrasings=True, generations=32, per_kind=60)
     config.optimizer.warmup_steps = 20
     config.train.update(steps=300, log_every=10, checkpoint_every=150)
     if stage == "align":
@@ -86,15 +87,16 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.optimizer.update(warmup_steps=50, multipliers=dict(denoiser=2.5))
         config.train.update(steps=2000, log_every=50, checkpoint_every=1000)
     if stage == "safety":
-        config.source = "data/emoji,data/talk,data/safety"
+        config.source = "data/emoji,data/talk,data/said,data/safety"
         config.data.records = "data/smol-safety-records"
-        # by kind: most dialogues are ordinary talk, and few steps of it teach no refusal
+        # by kind: most dialogues are ordinary talk, and few steps of it teach no refusal. Of clips it rehearses what it
+        # said of them before: with the data's captions it would go on to learn them, and say other things of new clips
         config.data.mixture = {
             "prefer/advbench": 0.1, "prefer/advbench-reworded": 0.1, "prefer/harmful-about-clip": 0.04,
             "prefer/built-in": 0.08, "prefer/built-in-reworded": 0.08, "prefer/harmless-about-hazard": 0.04,
             "prefer/lookalike": 0.12, "prefer/lookalike-reworded": 0.12, "prefer/harmless-about-clip": 0.06,
-            "prefer/conversation": 0.07, "caption": 0.3, "generate": 0.06, "refuse_clip": 0.02, "refuse_request": 0.03,
-            "blocked": 0.03,
+            "prefer/conversation": 0.07, "dialogue/said": 0.3, "generate": 0.06, "refuse_clip": 0.02,
+            "refuse_request": 0.03, "blocked": 0.03,
         }  # fmt: skip
         config.rows.preferences = 8
         towers = ("vision", "summarizer", "llm", "conditioner", "autoencoder", "denoiser", "queries", "hazard")
