@@ -24,8 +24,9 @@
 Both imported towers stay frozen; LoRA, the summarizer, the conditioner and the denoiser learn. Beside clips it learns
 to say of people's conversations what it said before (`losses.keep`), so that it still talks. `:scratch` is the same run
 with the LLM from nothing; `:safety` goes on from the run and learns to decline while it rehearses what that run said of
-clips, and nine tenths of the way there lies a run that declines nearly as much and forgot less. `:render` is a warm start of the generator that the run does not use
-yet: to try it, set init.conditioner, init.denoiser and init.queries to its workdir.
+clips, and nine tenths of the way there lies a run that declines nearly as much and forgot less. `:render` is a warm
+start of the generator that the run does not use yet: to try it, set init.conditioner, init.denoiser and init.queries to
+its workdir.
 """
 
 from ml_collections import ConfigDict
