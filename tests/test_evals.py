@@ -110,7 +110,8 @@ def test_every_clip_is_asked_about_in_every_held_out_phrasing():
 
     assistant = Moody([])
     records = [dataclasses.replace(record(scene), id=name) for scene, name in zip(SCENES, "ab")]
-    figures, scores = captions.rephrased(assistant, records, ["first", "second"], "test")
+    _, judged = captions.measure(assistant, records, ["first", "second"], "test", meteor=False)
+    figures, scores = captions.rephrased(assistant, judged, "test")
     phrasings = QUESTIONS["test"]
     assert set(assistant.asked) == {(text, clip) for text in phrasings for clip in ("first", "second")}
     assert len(assistant.asked) == 2 * len(phrasings)

@@ -46,21 +46,24 @@ def measure(
 
 
 def rephrased(
-    assistant: Assistant, records: Sequence[Record], clips: Sequence[Clip], split: str
+    assistant: Assistant, judged: Sequence[Captioned], split: str
 ) -> tuple[dict[str, Figure], dict[str, dict[str, float]]]:
-    """Ask about each clip in every held-out phrasing -> (figures, their values by record).
+    """Ask about each clip that `measure` judged in the other held-out phrasings too -> (figures, their values by record).
 
-    "caption/phrasings/cider" and "caption/phrasings/rouge_l": a clip's value is its mean over the phrasings, so that
+    "caption/phrasings/cider" and "caption/phrasings/rouge_l": a clip's value is its mean over all phrasings, so that
     less of a figure is the luck of one greedy answer; the interval is over clips.
     """
-    scores: dict[str, dict[str, float]] = {}
-    phrasings = len(QUESTIONS[split])
-    for first in range(phrasings):
+    records, clips = [one.record for one in judged], [one.clip for one in judged]
+    rounds = [judged]
+    for first in range(1, len(QUESTIONS[split])):
         texts = _answers(assistant, records, clips, split, first)
-        for one in _judged(records, clips, texts, "caption/phrasings", meteor=False)[1]:
-            for name in ("caption/phrasings/cider", "caption/phrasings/rouge_l"):
-                values = scores.setdefault(name, {})
-                values[one.record.id] = values.get(one.record.id, 0.0) + one.scores[name] / phrasings
+        rounds.append(_judged(records, clips, texts, "caption", meteor=False)[1])
+    scores = {
+        f"caption/phrasings/{name}": {
+            same[0].record.id: float(np.mean([one.scores[f"caption/{name}"] for one in same])) for same in zip(*rounds)
+        }
+        for name in ("cider", "rouge_l")
+    }
     return {name: Figure.mean(list(values.values())) for name, values in scores.items()}, scores
 
 

@@ -163,7 +163,7 @@ def _captioning(assistant, directory, clips, spec, footage, found, say) -> None:
         found.figures |= captions.copied(chosen, records.read(directory, "train", "clips"))
     found.score(judged)
     if spec.phrasings:
-        figures, scores = captions.rephrased(assistant, chosen, watched, spec.split)
+        figures, scores = captions.rephrased(assistant, judged, spec.split)
         found.figures |= figures
         found.scores |= scores
     found.show("captions", "Clips watched, and what the model says", [_captioned(one) for one in judged[:PICTURED]])

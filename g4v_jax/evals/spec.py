@@ -9,7 +9,7 @@ class EvalSpec:
 
     split: str = "test"
     captions: int = 200
-    phrasings: bool = False  # ask about each clip in every held-out phrasing too: so many times the work again
+    phrasings: bool = False  # ask about each clip in every held-out phrasing, not one: so many times the work
     meteor: bool = True  # beside the other metrics of captions: some 15 seconds, 2 GB and Java
     questions: int = 40  # clips that are asked about
     generations: int = 200

@@ -7,6 +7,7 @@ asking and the writing of that folder; how much of it is mixed in is a config's 
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,8 @@ def write(assistant: Assistant, directory: str, out: str | os.PathLike, seed: in
 
 def _rows(assistant, clips: records.Split, out: Path, rng: np.random.Generator) -> Iterator[dict]:
     with tqdm(total=len(clips), desc="asking", unit=" clips", disable=None) as progress:
-        for start in range(0, len(clips), TOGETHER):
-            some = [clips[i] for i in range(start, min(start + TOGETHER, len(clips)))]
+        rest = iter(clips)
+        while some := list(islice(rest, TOGETHER)):
             questions = [pick(rng, QUESTIONS["train"]) for _ in some]
             watched = [records.footage(record, 0, *assistant.shape.clip_shape) for record in some]
             replies = assistant.answer([[Turn("user", text, clips=[clip])] for text, clip in zip(questions, watched)])
