@@ -67,7 +67,7 @@ def get_config(stage: str = "model") -> ConfigDict:
         config.optimizer.adamw_towers = ("llm",)
         config.losses.keep, config.optimizer.multipliers.llm = 0.0, 0.5
     config.sample.update(rows=32)
-    config.evaluate = dict(captions=200, phrasings=True, generations=32, per_kind=60)
+    config.evaluate = dict(captions=200, phrasings=True, questions=40, generations=32, baselines=64, hazards=64, per_kind=60)
     config.optimizer.warmup_steps = 20
     config.train.update(steps=300, log_every=10, checkpoint_every=150)
     if stage == "align":

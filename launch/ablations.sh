@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What each loss term is good for: the same model trained again with one term off, and each run beside the whole.
 #   bash launch/ablations.sh                                   the quickstart's, after launch/quickstart.sh
-#   CONFIG=configs/smol.py:safety RUN=runs/smol-safety bash launch/ablations.sh
-#   TERMS="refusal hazard" bash launch/ablations.sh            these terms alone
+#   TERMS="caption refusal keep" CONFIG=configs/smol.py:safety RUN=runs/smol-safety bash launch/ablations.sh
+# TERMS are names under config.losses; by default those of the quickstart, whose LLM has no base to prefer or keep to.
 # Further flags are the trainings', such as --config.train.steps=100. Run again, it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."

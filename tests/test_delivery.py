@@ -1,12 +1,18 @@
 """Rendered clips leave marked and signed, and what is done to them afterwards is seen."""
 
+import errno
+import hashlib
+import json
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from g4v_jax import cli
 from g4v_jax.data import video
 from g4v_jax.errors import UserError
-from g4v_jax.provenance import credentials
+from g4v_jax.provenance import credentials, sidecar
 from g4v_jax.provenance.delivery import deliver, enlarge, look, open_secrets, read_key
 
 
@@ -73,6 +79,25 @@ def test_what_is_no_key_is_told(tmp_path):
     (tmp_path / "empty").touch()
     with pytest.raises(UserError, match="0 bytes are no key"):
         read_key(tmp_path / "empty")
+    (tmp_path / "long").write_bytes(bytes(5000))
+    with pytest.raises(UserError, match="more than 4096 bytes are no key"):
+        read_key(tmp_path / "long")
+
+
+def test_a_key_that_others_can_read_is_refused(tmp_path):
+    open_secrets(tmp_path / "s")
+    (tmp_path / "s/watermark.key").chmod(0o644)
+    with pytest.raises(UserError, match="watermark.key: others can read this key .mode 0644"):
+        open_secrets(tmp_path / "s")
+
+
+def test_where_there_are_no_hard_links_a_key_is_made_all_the_same(tmp_path, monkeypatch):
+    def link(one, other):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    assert len(open_secrets(tmp_path / "s").watermark) == 32
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"chain.pem", "key.pem", "watermark.key"}
 
 
 def test_small_clips_are_enlarged_by_whole_pixels(clip):
@@ -80,3 +105,17 @@ def test_small_clips_are_enlarged_by_whole_pixels(clip):
     assert large.shape == (9, 256, 256, 3)
     np.testing.assert_array_equal(large[:, ::8, ::8], clip)
     assert enlarge(large) is not None and enlarge(large).shape == large.shape
+
+
+def test_what_a_stranger_signs_does_nothing_to_a_terminal(held, clip, tmp_path, capsys):
+    """A claim with line breaks, escapes and half a surrogate pair, signed as it should be by someone or other."""
+    path = tmp_path / "clip.mp4"
+    video.write(path, clip, 4.0)
+    claim = {"run\n": "x\x1b[2K\nother.mp4: valid", "half": "\ud800"}
+    statement = {"claim": claim, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    sidecar.write(path, statement, held.identity.chain, held.identity.key)
+    cli.run(["verify", str(path), f"--json={tmp_path / 'v.json'}"])
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 3 and "untrusted" in printed
+    assert "\x1b" not in printed and "x?[2K other.mp4: valid" in printed
+    assert json.loads((tmp_path / "v.json").read_text())[str(path)]["claim"] == claim

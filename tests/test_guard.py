@@ -7,6 +7,8 @@ import zlib
 import numpy as np
 import pytest
 
+from g4v_jax import cli
+from g4v_jax.commands import use
 from g4v_jax.data.pack import RowShape
 from g4v_jax.data.tasks import blocked_card
 from g4v_jax.data.text import Turn
@@ -15,6 +17,7 @@ from g4v_jax.evals import attacks
 from g4v_jax.evals.attacks import ATTACKS
 from g4v_jax.infer.assistant import Reply
 from g4v_jax.infer.guard import LAYERS, Guard, is_refusal, watch
+from g4v_jax.provenance.delivery import look, read_key
 from g4v_jax.safety import audit
 from g4v_jax.safety.disguise import readings
 
@@ -210,3 +213,21 @@ def test_every_decision_is_a_line_that_names_no_words(tmp_path):
     assert "secret" not in path.read_text() and path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(UserError, match="audit line could not be written"):
         audit.append(tmp_path, lines[0])
+
+
+@pytest.mark.parametrize("caption, status, decision", [(SAFE, 0, "rendered"), (DANGEROUS, use.DECLINED, "stopped")])
+def test_the_mark_of_a_written_clip_finds_its_line(tmp_path, monkeypatch, caption, status, decision):
+    """Also of a blocked card: what `watermark detect` reads from the file stands in the audit trail."""
+    monkeypatch.setattr(use, "open_run", lambda workdir: (None, script(caption=caption), 3))
+    clip, run = tmp_path / "clip.mp4", tmp_path / "run"
+    run.mkdir()
+    assert cli.run(["generate", "show me", "--verbatim", f"--workdir={run}", f"--out={clip}"]) == status
+    (line,) = map(json.loads, (run / "audit.jsonl").read_text().splitlines())
+    found = look(clip, read_key(run / "secrets/watermark.key"))
+    assert found.found and line["watermark"] == f"{found.payload:08x}" and line["decision"] == decision
+
+
+def test_what_writes_no_clip_has_no_mark(tmp_path, monkeypatch):
+    monkeypatch.setattr(use, "open_run", lambda workdir: (None, script(writes=None), 3))
+    assert cli.run(["generate", "show me", "--verbatim", f"--workdir={tmp_path}"]) == use.DECLINED
+    assert json.loads((tmp_path / "audit.jsonl").read_text())["watermark"] is None

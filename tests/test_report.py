@@ -12,12 +12,13 @@ from g4v_jax import cli
 from g4v_jax.data import records
 from g4v_jax.data.pack import RowShape
 from g4v_jax.errors import UserError
-from g4v_jax.evals import report, run
+from g4v_jax.evals import marks, report, run
 from g4v_jax.evals.attacks import ATTACKS
 from g4v_jax.evals.captions import Captioned
 from g4v_jax.evals.figures import Figure
 from g4v_jax.evals.spec import EvalSpec
 from g4v_jax.infer.assistant import Reply, SampleSpec
+from g4v_jax.provenance import changes
 
 SHAPE = RowShape(rows=1, tokens=64, clips=1, targets=1, hazards=1, summary_tokens=2, query_tokens=2,
                  clip_frames=3, clip_size=16, target_frames=5, target_size=16)  # fmt: skip
@@ -111,6 +112,27 @@ def test_the_mark_is_measured_on_files(tmp_path, capsys):
     assert rows["watermark/psnr_db_least"]["value"] > 40 and "watermark/gif" in capsys.readouterr().out
     with pytest.raises(UserError, match="name at least one clip"):
         cli.run(["watermark", "measure"])
+
+
+def test_of_many_clips_some_are_edited_and_all_looked_at(tmp_path):
+    paths = [str(tmp_path / f"{number}.mp4") for number in range(4)]
+    for path in paths:
+        write_clip(path, smooth_clip())
+    figures = marks.measure(paths, 8, edited=2)
+    assert figures["watermark/false_positives"].n == 8 and figures["watermark/gif"].n == figures["watermark/psnr_db"].n == 2
+
+
+def test_each_broken_promise_of_the_mark_is_named():
+    kept = {f"watermark/{name}": Figure.share([True] * 20) for name in changes.CHANGES}
+    kept |= {"watermark/psnr_db_least": Figure.exact(40.5, 20), "watermark/false_positives": Figure.share([False] * 2000)}
+    assert marks.missed(kept) == []
+    broken = kept | {
+        "watermark/gif": Figure.share([True] * 18 + [False] * 2),
+        "watermark/crop 20 %": Figure.share([True] * 18 + [False] * 2),
+        "watermark/false_positives": Figure.share([False] * 1997 + [True] * 3),
+        "watermark/psnr_db_least": Figure.exact(39.9, 20),
+    }
+    assert marks.missed(broken) == ["gif", "false_positives", "psnr_db_least"]
 
 
 def smooth_clip() -> np.ndarray:

@@ -136,6 +136,15 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch):
             video.decode(data, 1, 16, 16, "bomb")
 
 
+def test_files_and_frames_that_would_fill_the_memory(clip, tmp_path, monkeypatch):
+    whole = video.frames(clip, "clip", 64)
+    monkeypatch.setattr(video, "MAX_HELD", 3 * whole[0].nbytes + 1)
+    np.testing.assert_array_equal(video.frames(clip, "clip", 64), whole[:3])
+    monkeypatch.setattr(video, "MAX_FILE", len(clip) - 1)
+    with pytest.raises(UserError, match=f"big: {len(clip)} bytes; the limit is {len(clip) - 1}"):
+        video.probe(clip, "big")
+
+
 def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="even width and height"):
         video.write(tmp_path / "odd.mp4", frames(0, 2, 31, 32), 8)

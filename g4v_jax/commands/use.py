@@ -52,7 +52,7 @@ def generate(arguments: list[str]) -> int:
 
     desk = _Desk(values)
     request = [Turn("user", prompt if values.verbatim else f"Show me this: {prompt.rstrip('.')}.")]
-    outcome = desk.respond(request, values.seed)
+    outcome = desk.respond(request, values.seed, prompt)
     told = {"prompt": prompt, "text": outcome.text, "caption": outcome.caption, "scores": outcome.scores}
     told |= {"stopped_by": outcome.stopped_by}
     if outcome.clip is None:
@@ -106,7 +106,7 @@ def chat(arguments: list[str]) -> None:
                 print("known: /clip FILE, /new, /quit")
             else:
                 asked = [*turns, Turn("user", line, clips=clips)]
-                outcome = desk.respond(asked, seed=rendered + 1)
+                outcome = desk.respond(asked, rendered + 1, line)
                 if outcome.clip is not None:
                     rendered += 1
                     path = Path(values.out) / f"{rendered:03}.mp4"
@@ -137,25 +137,27 @@ class _Desk:
         self.guard = Guard(assistant)
         self.audit = Path(values.audit or Path(values.workdir) / "audit.jsonl")
         self.run = {"workdir": str(values.workdir), "step": step}
+        self.name = f"{Path(values.workdir).name}@{step}"
         self.secrets = open_secrets(values.secrets or Path(values.workdir) / "secrets")
 
-    def respond(self, dialogue, seed: int):
-        """Answer a dialogue; the decision is recorded before anything is shown."""
+    def respond(self, dialogue, seed: int, prompt: str):
+        """Answer a dialogue; the decision, and what a clip for `prompt` will be marked with, is recorded first."""
+        from g4v_jax.provenance.delivery import payload
         from g4v_jax.safety import audit
 
         outcome = self.guard.respond([dialogue], seed)[0]
         _tell_cut([outcome.reply], self.guard.assistant.shape.tokens)
         threshold = self.guard.assistant.threshold
-        audit.append(self.audit, audit.entry(dialogue[-1].text, outcome, threshold, self.guard.layers, self.run))
+        mark = None if outcome.clip is None else payload(outcome.clip, prompt, self.name)
+        audit.append(self.audit, audit.entry(dialogue[-1].text, outcome, threshold, self.guard.layers, self.run, mark))
         return outcome
 
     def write(self, path: Path, outcome, prompt: str) -> None:
-        """Write the clip of an outcome, marked and signed."""
+        """Write the clip of an outcome, marked and signed, for the prompt that was recorded with it."""
         from g4v_jax.infer.guard import FPS
         from g4v_jax.provenance.delivery import deliver
 
-        run = f"{Path(self.run['workdir']).name}@{self.run['step']}"
-        deliver(path, outcome.clip, FPS, prompt, run, self.secrets)
+        deliver(path, outcome.clip, FPS, prompt, self.name, self.secrets)
 
 
 def _talk(folder: str) -> None:

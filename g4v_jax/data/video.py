@@ -21,6 +21,8 @@ from av.video.reformatter import VideoReformatter
 from g4v_jax.errors import UserError
 
 MAX_PIXELS = 4096 * 4096  # of one frame
+MAX_FILE = 4 * 2**30  # bytes of a clip: its packets are held, still compressed
+MAX_HELD = 2**30  # bytes of the frames that `frames` gives
 MAX_FRAMES = 36_000  # of one clip: ten minutes at 60 frames a second
 CONTAINERS = "mov,matroska,webm,avi,mpegts,gif"  # no playlists: those open other files and addresses
 
@@ -71,16 +73,23 @@ def probe(data: bytes | str | os.PathLike, name: str) -> Probe:
 
 
 def frames(data: bytes | str | os.PathLike, name: str, limit: int) -> np.ndarray:
-    """The first frames of a clip in its own size, at most `limit`: u8 [T H W 3]. Raises UserError as `probe` does."""
+    """The first frames of a clip in its own size: u8 [T H W 3], at most `limit`, and as many as MAX_HELD bytes hold.
+
+    Raises UserError as `probe` does.
+    """
     with _open(data, name) as (container, stream):
         packets, times = _packets(container, stream, name)
-        scaler, pictures = VideoReformatter(), []
+        scaler, pictures = VideoReformatter(), np.empty((0,))
         for index, frame in _frames(packets, len(times), name):
-            if index < limit:
-                pictures.append(scaler.reformat(frame, format="rgb24", threads=1).to_ndarray())
-                if pictures[-1].shape != pictures[0].shape:
+            if index == 0:
+                size = (frame.height, frame.width, 3)
+                pictures = np.empty((min(limit, len(times), MAX_HELD // int(np.prod(size))), *size), np.uint8)
+            if index < len(pictures):
+                picture = scaler.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                if picture.shape != pictures.shape[1:]:
                     raise UserError(f"{name}: its frames change size; write it again in one size")
-        return np.stack(pictures)
+                pictures[index] = picture
+        return pictures
 
 
 def write(path: str | os.PathLike, frames: np.ndarray, fps: float) -> None:
@@ -118,8 +127,11 @@ def _open(data: bytes | str | os.PathLike, name: str) -> Iterator[tuple]:
         raise UserError(f"{name}: cannot be opened ({error.strerror})") from None
     with file:
         try:
-            if not file.read(1):
+            size = file.seek(0, io.SEEK_END)
+            if not size:
                 raise UserError(f"{name}: the file is empty")
+            if size > MAX_FILE:
+                raise UserError(f"{name}: {size} bytes; the limit is {MAX_FILE}")
             file.seek(0)
             # Opening decodes a frame to learn the format, so the bound must be there already ...
             bound = {"max_pixels": str(MAX_PIXELS)}

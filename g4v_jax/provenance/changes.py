@@ -5,13 +5,16 @@ are the ones that the mark is promised to survive, and a few harder ones, measur
 """
 
 import io
+import tempfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
 from PIL import Image, ImageSequence
 
+from g4v_jax.data import video
 from g4v_jax.errors import UserError, nearest
 from g4v_jax.provenance import watermark
 
@@ -32,11 +35,11 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 def robustness(
     clips: Iterable[np.ndarray], key: bytes, seed: int = 0, names: Iterable[str] | None = None
 ) -> dict[str, list[bool]]:
-    """Mark every clip, make each change alone, and look for the payload.
+    """Mark every clip, write it to a file as clips are delivered, make each change alone, and look for the payload.
 
     Args: the clips, each u8 [T H W 3]; the key; the seed of payloads and edits; which of CHANGES (all by default).
     Returns: the name of each change -> for every clip, whether its payload was read.
-    Raises UserError for an unknown name and for clips that `watermark.embed` refuses.
+    Raises UserError for an unknown name, for clips that `watermark.embed` refuses, and for sides that are not even.
     """
     names = list(CHANGES if names is None else names)
     for name in names:
@@ -45,12 +48,20 @@ def robustness(
     recovered = {name: [] for name in names}
     for index, clip in enumerate(clips):
         payload = int(np.random.default_rng([seed, index]).integers(2**32))
-        marked = watermark.embed(clip, payload, key)
+        marked = _written(watermark.embed(clip, payload, key))
         for name in names:
             rng = np.random.default_rng([seed, index, list(CHANGES).index(name)])
             found = watermark.detect(CHANGES[name].apply(marked, rng), key)
             recovered[name].append(found.payload == payload)
     return recovered
+
+
+def _written(frames: np.ndarray) -> np.ndarray:
+    """The frames as they are in a file that the program writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        video.write(path, frames, 12)
+        return video.frames(path, path.name, len(frames))
 
 
 def _h264(crf: int) -> Callable:

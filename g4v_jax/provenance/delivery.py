@@ -17,7 +17,8 @@ from g4v_jax.provenance import credentials, watermark
 
 SIDE = 256  # pixels that a clip is enlarged to, at least, so that a mark has room
 LOOKED_AT = 64  # frames of a clip that a mark is looked for in
-KEY_BYTES = 32
+KEY_BYTES = 32  # of a new key
+MIN_KEY, MAX_KEY = 8, 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class Secrets:
 
 
 def open_secrets(folder: str | os.PathLike) -> Secrets:
-    """The secrets of a folder: chain.pem, key.pem and watermark.key; what is absent is made, readable by its owner alone.
+    """The secrets of a folder: chain.pem, key.pem and watermark.key, readable by its owner alone.
 
-    Raises UserError as `credentials.make_identity` does, and for a key of the mark that is not one.
+    All are made where the folder is absent or empty, and watermark.key also where it alone is absent.
+    Raises UserError as `credentials.make_identity` does, and for a key of the mark that is not one or that others can read.
     """
     identity = credentials.make_identity(folder)
     path = Path(folder) / "watermark.key"
@@ -43,31 +45,40 @@ def open_secrets(folder: str | os.PathLike) -> Secrets:
             os.link(partial, path)  # whoever is first decides: two processes end with one key
         except FileExistsError:
             pass
+        except OSError:  # a file system without hard links
+            partial.replace(path)
         finally:
-            partial.unlink()
+            partial.unlink(missing_ok=True)
+    mode = os.stat(path).st_mode & 0o777
+    if mode & 0o077:
+        raise UserError(f"{path}: others can read this key (mode {mode:04o}), and mark clips with it; run chmod 600")
     return Secrets(identity, read_key(path))
 
 
 def read_key(path: str | os.PathLike) -> bytes:
     """The key of a mark. Raises UserError where it cannot be read, is empty, or is far too long."""
     try:
-        key = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            key = file.read(MAX_KEY + 1)
     except OSError as error:
         raise UserError(f"{path}: the key of the mark cannot be read ({error.strerror}); name the folder with watermark.key") from None
-    if not 8 <= len(key) <= 4096:
-        raise UserError(f"{path}: {len(key)} bytes are no key of a mark; it has 8 to 4096")
+    if not MIN_KEY <= len(key) <= MAX_KEY:
+        held = f"more than {MAX_KEY}" if len(key) > MAX_KEY else len(key)
+        raise UserError(f"{path}: {held} bytes are no key of a mark; it has {MIN_KEY} to {MAX_KEY}")
     return key
 
 
-def deliver(path: Path, clip: np.ndarray, fps: float, prompt: str, run: str, held: Secrets) -> int:
-    """Write a rendered clip u8 [T H W 3] as an mp4 with mark and manifest -> the mark's payload.
+def payload(clip: np.ndarray, prompt: str, run: str) -> int:
+    """What a clip's mark says: the first 32 bits of a SHA-256 over run, prompt and pixels. It stands in the audit trail."""
+    return int.from_bytes(hashlib.sha256(f"{run}\0{prompt}\0".encode() + clip.tobytes()).digest()[:4])
 
-    The payload is the first 32 bits of a SHA-256 over run, prompt and pixels: it finds the line of the audit trail.
-    """
-    payload = int.from_bytes(hashlib.sha256(f"{run}\0{prompt}\0".encode() + clip.tobytes()).digest()[:4])
-    video.write(path, watermark.embed(enlarge(clip), payload, held.watermark), fps)
-    credentials.sign(path, held.identity, credentials.describe(prompt, run, payload))
-    return payload
+
+def deliver(path: Path, clip: np.ndarray, fps: float, prompt: str, run: str, held: Secrets) -> int:
+    """Write a rendered clip u8 [T H W 3] as an mp4 with mark and manifest -> the mark's payload."""
+    mark = payload(clip, prompt, run)
+    video.write(path, watermark.embed(enlarge(clip), mark, held.watermark), fps)
+    credentials.sign(path, held.identity, credentials.describe(prompt, run, mark))
+    return mark
 
 
 def enlarge(clip: np.ndarray) -> np.ndarray:

@@ -14,10 +14,11 @@ from pathlib import Path
 from g4v_jax.errors import UserError
 
 
-def entry(request: str, outcome, threshold: float, layers, run: Mapping[str, object]) -> dict:
+def entry(request: str, outcome, threshold: float, layers, run: Mapping[str, object], mark: int | None = None) -> dict:
     """What is recorded of an `Outcome` (see infer/guard.py): the decision, every score, and what made it.
 
-    `run`: which model, such as {"workdir", "step"}.
+    `run`: which model, such as {"workdir", "step"}. `mark`: the payload of the invisible mark of the clip that goes with
+    it, if any: what is read from a copy of the clip, as `watermark detect` prints it, finds this line.
     """
     decision = "stopped" if outcome.stopped_by else "answered" if outcome.clip is None else "rendered"
     return {
@@ -27,6 +28,7 @@ def entry(request: str, outcome, threshold: float, layers, run: Mapping[str, obj
         "scores": {name: round(float(value), 6) for name, value in outcome.scores.items()},
         "threshold": threshold,
         "layers": list(layers),
+        "watermark": None if mark is None else f"{mark:08x}",
         "request_sha256": hashlib.sha256(request.encode()).hexdigest(),
         "run": dict(run),
         "version": metadata.version("g4v_jax"),
