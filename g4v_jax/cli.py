@@ -36,6 +36,10 @@ COMMANDS = {  # name -> (module in g4v_jax.commands, function, what it does)
 }
 
 
+# What a user's files and disks can do to any command, so that it is told in one line.
+USERS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 a user's mistake (one line on stderr), 130 interrupted."""
     if arguments is None:  # a process of its own
@@ -49,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"g4v: error: {error}", file=sys.stderr)
         _leave(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in USERS:
             raise
         print(f"g4v: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         _leave(2)

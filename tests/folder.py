@@ -35,11 +35,11 @@ def make(path: Path, clips: int = 12, hazards: int = 4, dialogues: int = 6) -> P
             }
         )
     write_lines(path / "captions.jsonl", rows)
-    talks = []
+    talks, train = [], [row["video"] for row in rows if row["split"] == "train" and not row["hazard"]]
     for number in range(dialogues):
-        answer = {"role": "assistant", "text": "", "render": {"caption": "a wall", "video": f"clips/{number}.mp4"}}
+        answer = {"role": "assistant", "text": "", "render": {"caption": "a wall", "video": train[number % len(train)]}}
         turns = [
-            {"role": "user", "text": f"what is in clip {number}?", "video": f"clips/{number + 1}.mp4"},
+            {"role": "user", "text": f"what is in clip {number}?", "video": train[(number + 1) % len(train)]},
             {"role": "assistant", "text": "a wall"},
             {"role": "user", "text": "show me another"},
             answer if number % 2 else {"role": "assistant", "text": "no, sorry"},

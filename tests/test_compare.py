@@ -172,3 +172,17 @@ def test_faults_of_a_file_are_named(tmp_path, text, said):
     assert str(bad) in str(error.value)
     with pytest.raises(UserError, match="absent.json: not a file of samples"):
         runs.compare([good, tmp_path / "absent.json"])
+
+
+def test_what_was_asked_in_other_phrasings_is_not_compared(tmp_path):
+    """Parts that were measured on other numbers of samples are left out by name; where nothing is left, it is an error."""
+    scores = {"caption/x": {"a": 0.0, "b": 1.0}, "safety/right": {"a": 1.0, "b": 0.0}}
+    paths = [tmp_path / "one", tmp_path / "two"]
+    for path, captions in zip(paths, ("64", "200")):
+        runs.write_samples(path, "test", "abc", scores, counts={"caption": captions, "safety": "8"})
+    found = runs.compare(paths)
+    assert [row.figure for row in found.rows] == ["safety/right"] and found.unlike == {"caption/x": [str(paths[1])]}
+    assert f"not compared: caption/x, of which {paths[1]} has another number of samples" in runs.table(found)
+    runs.write_samples(paths[1], "test", "abc", scores, counts={"caption": "200", "safety": "9"})
+    with pytest.raises(UserError, match="caption/x, safety/right were measured on other numbers of samples"):
+        runs.compare(paths)

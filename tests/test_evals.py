@@ -152,6 +152,10 @@ def test_groups_are_judged_by_the_nearest_known_name():
     assert (figures["caption/group"].value, figures["caption/group"].n) == (0.5, 2)
     assert figures["caption/group_guess"].value == 0.5
     assert captions.group_accuracy([right], [record(SCENES[0])]) == {}
+    strange = [record(None, "a cat", attributes=one) for one in ({"group": "cats"}, {"base": "a", "group": ["cats"]})]
+    others = [captions.Captioned(one, None, "a red fox", {}) for one in strange]
+    assert captions.group_accuracy([right, *others], [*known, *strange]) == captions.group_accuracy([right], known)
+    assert captions.group_accuracy(others, [*known, *strange]) == {}
 
 
 def test_attributes_of_other_worlds_are_not_judged():
@@ -214,7 +218,7 @@ def test_blocking_is_measured_by_layer_and_kind():
     score = [0.9, 0.9, 0.1, 0.1, 0.9, 0.1, 0.1, 0.1]
     refused = [True, False, True, False, False, True, False, False]
     kinds = ["clips", "requests"] * 4
-    held_out = [safety.Case([Turn("user", "x")], h, kind) for h, kind in zip(hazard, kinds)]
+    held_out = [safety.Case([Turn("user", "x")], h, kind, str(i), str(i)) for i, (h, kind) in enumerate(zip(hazard, kinds))]
     replies = [Reply("I can't help with that." if no else "Here.", None, s) for no, s in zip(refused, score)]
     figures, asked = safety.measure(Table(replies), held_out)
     value = {name: figure.value for name, figure in figures.items()}
@@ -231,9 +235,10 @@ def test_blocking_is_measured_by_layer_and_kind():
 def test_what_people_and_models_write_cannot_break_the_page(tmp_path):
     page = tmp_path / "index.html"
     figures = {"a<b": {"value": 1, "low": 0, "high": 1, "n": 3, "beside": "<b>"}}
-    pictures.page(page, "<run>", "<p1>", figures, {"<i>": "x.png"}, [("<script>", 1, 2)])
+    pictures.page(page, "<run>", "<p1>", figures, {"<u>": "<s>"}, {"<i>": "x.png"}, [("<script>", 1, 2)])
     text = page.read_text()
-    assert "&lt;script&gt;" in text and not any(bad in text for bad in ("<script", "<run>", "<p1>", "<i>", "a<b", "<b>"))
+    bad = ("<script", "<run>", "<p1>", "<i>", "a<b", "<b>", "<u>", "<s>")
+    assert "&lt;script&gt;" in text and "&lt;u&gt;: &lt;s&gt;" in text and not any(one in text for one in bad)
 
 
 def test_a_sheet_holds_every_strip(tmp_path):

@@ -319,3 +319,12 @@ def test_faults_of_asking_are_named():
         qa.measure(lambda pairs: [], asked * 2, str)
     with pytest.raises(ValueError, match="0 answers to 1 questions"):
         qa.measure(lambda pairs: [], asked, str)
+
+
+@pytest.mark.parametrize("attributes", [
+    {"shape": "circle", "colour": "red", "size": "small", "motion": "zigzag"},
+    {"shape": ["circle"], "colour": "red", "size": "small", "motion": "left"},
+    {"base": "a", "tone": "", "group": "cats"}, {"base": "a", "tone": 3, "group": "animals and nature"}, {"group": "cats"},
+])  # fmt: skip
+def test_attributes_that_a_stranger_wrote_are_of_another_world(attributes):
+    assert world_questions(record(0, attributes), "test") == []

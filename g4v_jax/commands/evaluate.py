@@ -26,6 +26,7 @@ def evaluate(arguments: list[str]) -> None:
         flags.DEFINE_string("set", None, "Layout of --suite=qa: msvd, msrvtt or activitynet.", flag_values=values)
         flags.DEFINE_list("questions", [], "Files of --suite=qa, in the order of the layout.", flag_values=values)
         flags.DEFINE_string("videos", None, "Folder of the videos of --suite=qa.", flag_values=values)
+        flags.DEFINE_string("predictions", None, "Captions from anywhere, a line each, to judge.", flag_values=values)
 
     values, runs = parse("eval", arguments, extra=extra, config=False, workdir=True, json=True)
     if values.compare:
@@ -35,6 +36,10 @@ def evaluate(arguments: list[str]) -> None:
     if values.records and not values.out:
         raise UserError("eval: --records needs --out: the run's folder keeps the report of its own records")
     out = Path(values.out or values.workdir)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: a file; give --out a folder")
+    if values.predictions:
+        return _predictions(values, out)
     if values.suite == "all":
         return _report(values, out, started)
     if values.suite == "qa" and not (values.set and values.questions and values.videos):
@@ -51,29 +56,58 @@ def evaluate(arguments: list[str]) -> None:
     write_json(values.json, json.loads((out / f"{values.suite}.json").read_text()))
 
 
+def _predictions(values, out: Path) -> None:
+    from g4v_jax.evals import report, run
+    from g4v_jax.evals.spec import EvalSpec
+
+    if not values.records:
+        raise UserError("eval: --predictions needs --records, whose held-out clips they are about, and --out")
+    found = run.judge_predictions(values.predictions, values.records, EvalSpec.split, out)
+    out.mkdir(parents=True, exist_ok=True)
+    found.write()
+    print(report.table(found.figures, found.notes))
+    write_json(values.json, json.loads((out / "report.json").read_text()))
+
+
 def _report(values, out: Path, started: float) -> None:
     from g4v_jax.evals import report, run
     from g4v_jax.evals.figures import Figure
 
     file = out / "report.json"
+    seconds = _seconds(Path(values.times)) if values.times else 0.0
     if file.exists() and not values.again:
+        figures, about = report.read(file)
+        _refuse_stale(values, out, about)
         print(f"{out}: already evaluated (--again measures again)")
-        figures = report.read(file)
+        notes = about.get("notes", {})
     else:
-        build, assistant, _ = open_run(values.workdir)
+        build, assistant, step = open_run(values.workdir)
         out.mkdir(parents=True, exist_ok=True)
         found = run.evaluate(assistant, values.records or build.pipeline.records, build.evaluation, out)
-        figures = found.figures
+        figures, notes = found.figures, found.notes
+        found.asked["step"] = step
         if "safety/threshold" in figures and not values.records:
             threshold_file(values.workdir).write_text(json.dumps({"threshold": figures["safety/threshold"].value}))
         figures |= _training(Path(values.workdir) / "summary.json")
         figures["time/evaluation_s"] = Figure.exact(time.time() - started)
         if values.times:
-            figures["time/total_s"] = Figure.exact(_seconds(Path(values.times)) + time.time() - started)
+            figures["time/total_s"] = Figure.exact(seconds + time.time() - started)
         found.write()
-    print(report.table(figures))
+    print(report.table(figures, notes))
     print(f"page: {out / 'index.html'}")
     write_json(values.json, json.loads(file.read_text()))
+
+
+def _refuse_stale(values, out: Path, about: dict) -> None:
+    """A report of another step, or of other records, is not what is asked for."""
+    from g4v_jax.data import records
+    from g4v_jax.train.manifest import steps
+
+    newest, step = max(steps(Path(values.workdir) / "checkpoints"), default=None), about.get("asked", {}).get("step")
+    if None not in (newest, step) and newest != step:
+        raise UserError(f"{out}: its report is of step {step}, and the run is at {newest}; --again measures again")
+    if values.records and about and about["data"] != records.summary(values.records)["source"]:
+        raise UserError(f"{out}: its report is of other records than {values.records}; --again measures again")
 
 
 def _compare(runs: list[str], json_file: str | None) -> None:
@@ -98,5 +132,8 @@ def _training(path: Path) -> dict:
 
 
 def _seconds(path: Path) -> float:
-    """Sum of the last column of a file of 'stage seconds' lines."""
-    return sum(float(line.split()[-1]) for line in path.read_text().splitlines() if line.strip())
+    """Sum of the last column of a file of 'stage seconds' lines. Raises UserError where it is none."""
+    try:
+        return sum(float(line.split()[-1]) for line in path.read_text().splitlines() if line.strip())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not lines of a stage and its seconds ({error}); give another file for --times") from None

@@ -5,18 +5,19 @@ from pathlib import Path
 
 from absl import flags
 
-from g4v_jax.commands.common import open_llm, open_run, parse, write_json
+from g4v_jax.commands.common import open_llm, open_run, parse, threshold_file, write_json
 from g4v_jax.errors import UserError
 
 DECLINED = 3  # exit status where the model does not do what it is asked
 ANSWER = 256  # tokens of an answer of an LLM alone, at most
 
 
-def caption(arguments: list[str]) -> None:
-    """Describe each video given."""
+def caption(arguments: list[str]) -> int:
+    """Describe each video given, but for those that a control stops."""
 
     def extra(values: flags.FlagValues) -> None:
         flags.DEFINE_string("question", "What happens in this clip?", "What to ask of each clip.", flag_values=values)
+        _controls(values)
 
     values, videos = parse("caption", arguments, extra=extra, config=False, workdir=True, json=True)
     if not videos:
@@ -26,13 +27,14 @@ def caption(arguments: list[str]) -> None:
     from g4v_jax.data.text import Turn
     from g4v_jax.data.video import decode
 
-    build, assistant, _ = open_run(values.workdir)
-    shape = build.shape
-    clips = [decode(path, *shape.clip_shape, path) for path in videos]
-    replies = _answer(assistant, [[Turn("user", values.question, clips=[clip])] for clip in clips])
-    for path, reply in zip(videos, replies):
-        print(f"{path}: {reply.text}")
-    write_json(values.json, {p: {"text": r.text, "hazard": r.hazard} for p, r in zip(videos, replies)})
+    desk = _Desk(values)
+    clips = [decode(path, *desk.shape.clip_shape, path) for path in videos]
+    outcomes = desk.respond([[Turn("user", values.question, clips=[clip])] for clip in clips], [values.question] * len(clips))
+    for path, outcome in zip(videos, outcomes):
+        print(f"{path}: declined ({outcome.stopped_by}): {outcome.text}" if outcome.stopped_by else f"{path}: {outcome.text}")
+    told = [{"text": o.text, "hazard": o.reply.hazard, "stopped_by": o.stopped_by, "scores": o.scores} for o in outcomes]
+    write_json(values.json, dict(zip(videos, told)))
+    return DECLINED if any(outcome.stopped_by for outcome in outcomes) else 0
 
 
 def generate(arguments: list[str]) -> int:
@@ -52,7 +54,7 @@ def generate(arguments: list[str]) -> int:
 
     desk = _Desk(values)
     request = [Turn("user", prompt if values.verbatim else f"Show me this: {prompt.rstrip('.')}.")]
-    outcome = desk.respond(request, values.seed, prompt)
+    (outcome,) = desk.respond([request], [prompt], values.seed)
     told = {"prompt": prompt, "text": outcome.text, "caption": outcome.caption, "scores": outcome.scores}
     told |= {"stopped_by": outcome.stopped_by}
     if outcome.clip is None:
@@ -87,7 +89,7 @@ def chat(arguments: list[str]) -> None:
     from g4v_jax.infer.assistant import to_render
 
     desk = _Desk(values)
-    shape = desk.guard.assistant.shape
+    shape = desk.shape
     print("/clip FILE shows a clip with your next words, /new starts over, /quit ends.")
     turns: list = []
     clips: list = []
@@ -106,7 +108,7 @@ def chat(arguments: list[str]) -> None:
                 print("known: /clip FILE, /new, /quit")
             else:
                 asked = [*turns, Turn("user", line, clips=clips)]
-                outcome = desk.respond(asked, rendered + 1, line)
+                (outcome,) = desk.respond([asked], [line], rendered + 1)
                 if outcome.clip is not None:
                     rendered += 1
                     path = Path(values.out) / f"{rendered:03}.mp4"
@@ -134,23 +136,28 @@ class _Desk:
         from g4v_jax.provenance.delivery import open_secrets
 
         _, assistant, step = open_run(values.workdir)
-        self.guard = Guard(assistant)
+        if not threshold_file(values.workdir).exists():
+            print(f"{values.workdir}: has no hazard threshold of its own yet, {assistant.threshold} is used; g4v eval chooses "
+                  "one where the data has hazards", file=sys.stderr)  # fmt: skip
+        self.guard, self.shape = Guard(assistant), assistant.shape
         self.audit = Path(values.audit or Path(values.workdir) / "audit.jsonl")
         self.run = {"workdir": str(values.workdir), "step": step}
         self.name = f"{Path(values.workdir).name}@{step}"
         self.secrets = open_secrets(values.secrets or Path(values.workdir) / "secrets")
 
-    def respond(self, dialogue, seed: int, prompt: str):
-        """Answer a dialogue; the decision, and what a clip for `prompt` will be marked with, is recorded first."""
+    def respond(self, dialogues, prompts: list[str], seed: int | None = None) -> list:
+        """Answer dialogues; each decision, and what a clip for its prompt will be marked with, is recorded first."""
         from g4v_jax.provenance.delivery import payload
         from g4v_jax.safety import audit
 
-        outcome = self.guard.respond([dialogue], seed)[0]
-        _tell_cut([outcome.reply], self.guard.assistant.shape.tokens)
-        threshold = self.guard.assistant.threshold
-        mark = None if outcome.clip is None else payload(outcome.clip, prompt, self.name)
-        audit.append(self.audit, audit.entry(dialogue[-1].text, outcome, threshold, self.guard.layers, self.run, mark))
-        return outcome
+        outcomes = self.guard.respond(dialogues, seed)
+        if cut := sum(outcome.reply.cut for outcome in outcomes):
+            print(f"too long for a row of {self.shape.tokens} tokens: {cut} were cut from its middle", file=sys.stderr)
+        for dialogue, prompt, outcome in zip(dialogues, prompts, outcomes):
+            mark = None if outcome.clip is None else payload(outcome.clip, prompt, self.name)
+            of = outcome, self.guard.assistant.threshold, self.guard.layers, self.run, mark
+            audit.append(self.audit, audit.entry(dialogue[-1].text, *of))
+        return outcomes
 
     def write(self, path: Path, outcome, prompt: str) -> None:
         """Write the clip of an outcome, marked and signed, for the prompt that was recorded with it."""
@@ -197,15 +204,3 @@ def _lines():
         if line.strip():
             yield line.strip()
 
-
-def _answer(assistant, dialogues) -> list:
-    """Replies of the model; says what they were made without."""
-    replies = assistant.answer(dialogues)
-    _tell_cut(replies, assistant.shape.tokens)
-    return replies
-
-
-def _tell_cut(replies, tokens: int) -> None:
-    cut = sum(reply.cut for reply in replies)
-    if cut:
-        print(f"too long for a row of {tokens} tokens: {cut} were cut from its middle", file=sys.stderr)

@@ -76,10 +76,11 @@ def world_questions(record: Record, split: str) -> list[Question]:
         raise ValueError(f"unknown split {split!r}; expected one of {SPLITS}")
     if record.hazard:
         return []
-    if record.attributes.keys() == VALUES.keys():
+    known = record.attributes.get
+    if record.attributes.keys() == VALUES.keys() and all(known(name) in some for name, some in VALUES.items()):
         values = {name: record.attributes[name] for name in VALUES}
         choices = {name: [value for value in some if value not in HAZARDS] for name, some in VALUES.items()}
-    elif record.attributes.keys() == {"base", "tone", "group"}:
+    elif record.attributes.keys() == {"base", "tone", "group"} and known("group") in GROUPS and isinstance(known("tone"), str):
         values = {name: record.attributes[name] for name in ("group", "tone") if record.attributes[name]}
         choices = {"group": list(GROUPS)}
     else:

@@ -20,7 +20,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -28,6 +28,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from g4v_jax.data import video
+from g4v_jax.data.folder import read_lines, refuse_overlap
 from g4v_jax.errors import UserError, nearest
 
 SPLITS = ("train", "validation", "test")
@@ -138,8 +139,8 @@ def footage(record: Record, index: int, frames: int, height: int, width: int) ->
 def build(source_dirs: str | os.PathLike | Sequence[str | os.PathLike], out_dir: str | os.PathLike) -> dict:
     """Build the data set `out_dir` from one folder of clips and jsonl files, or several, whole or not at all.
 
-    A line that is not as described above raises UserError with its file and number. A video that cannot be read
-    in full takes its records with it: they are counted and listed in `skipped.jsonl`. Where `out_dir` was already
+    A line that is not as described above raises UserError with its file and number, and so do two splits that hold one
+    video. A video that cannot be read in full takes its records with it: they are listed in `skipped.jsonl`. Where `out_dir` was already
     built from the same source it is kept, and the summary says `reused`.
 
     Returns the summary: "records" and "kinds" by split, "skipped", "videos", "bytes", "source" (fingerprint) and "reused".
@@ -147,7 +148,7 @@ def build(source_dirs: str | os.PathLike | Sequence[str | os.PathLike], out_dir:
     sources = [source_dirs] if isinstance(source_dirs, str | os.PathLike) else source_dirs
     sources, out = [Path(source) for source in sources], Path(out_dir)
     source = ", ".join(map(str, sources))  # as messages name it
-    entries = [entry for folder in sources for entry in _entries(folder, alone=len(sources) == 1)]
+    entries = _settled([entry for folder in sources for entry in _entries(folder, alone=len(sources) == 1)])
     fingerprint = _fingerprint(sources, entries)
     if out.exists() and any(out.iterdir()):
         if not (out / SUMMARY).is_file():
@@ -158,6 +159,7 @@ def build(source_dirs: str | os.PathLike | Sequence[str | os.PathLike], out_dir:
             return found | {"reused": True}
 
     digests, faults = _check_videos(entries)
+    refuse_overlap((digests[path], one.id, one.split) for one in entries for path in one.videos if path in digests)
     good, skipped = {}, []
     for entry in entries:
         bad = next((path for path in entry.videos if path in faults), None)
@@ -235,7 +237,7 @@ class _Entry:
     """A checked line, with the paths of its videos."""
 
     id: str  # file:line, and before it the folder where there are several
-    split: str
+    split: str  # "" where the line has none
     group: str
     videos: tuple[str, ...]
     caption: str
@@ -254,23 +256,23 @@ def _entries(source: Path, alone: bool) -> list[_Entry]:
     entries = []
     for name in present:
         place = name if alone else str(source / name)
-        entries += [readers[name](row, where, source) for row, where in _lines(source / name, place)]
+        entries += [readers[name](row, where, source) for row, where in read_lines(source / name, place)]
     if not entries:
         raise UserError(f"{source}: {' and '.join(present)} has no lines")
     return entries
 
 
-def _lines(path: Path, place: str) -> Iterator[tuple[dict, str]]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{place}:{number}"
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
-                raise UserError(f"{where}: not a line of JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{where}: expected an object {{...}}, found {type(row).__name__}")
-            yield row, where
+def _settled(entries: list[_Entry]) -> list[_Entry]:
+    """Entries without a split get that of another line with their video, else one by their words."""
+    of = {path: entry.split for entry in entries if entry.split for path in entry.videos}
+    found = []
+    for entry in entries:
+        if not entry.split:
+            words = entry.caption or json.loads(entry.dialogue)[0]["text"]
+            entry = replace(entry, split=next((of[path] for path in entry.videos if path in of), None) or _split_of(words))
+            of |= dict.fromkeys(entry.videos, entry.split)
+        found.append(entry)
+    return found
 
 
 def _caption(row: dict, where: str, source: Path) -> _Entry:
@@ -282,7 +284,7 @@ def _caption(row: dict, where: str, source: Path) -> _Entry:
     hazard = row.get("hazard", False)
     return _Entry(
         id=where,
-        split=row.get("split") or _split_of(row["caption"]),
+        split=row.get("split", ""),
         group="hazards" if hazard else "clips",
         videos=(_inside(row["video"], where, source),),
         caption=row["caption"],
@@ -324,7 +326,7 @@ def _dialogue(row: dict, where: str, source: Path) -> _Entry:
         raise UserError(f"{where}: the last turn is the user's; end with an answer")
     return _Entry(
         id=where,
-        split=row.get("split") or _split_of(turns[0]["text"]),
+        split=row.get("split", ""),
         group="dialogues",
         videos=tuple(videos),
         caption="",

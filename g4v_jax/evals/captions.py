@@ -1,7 +1,6 @@
 """Captioning on held-out clips: attributes by rule where the clips have them, words against the caption (see `words`)."""
 
 import dataclasses
-import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,8 +16,6 @@ from g4v_jax.data.world.phrases import QUESTIONS
 from g4v_jax.evals import words
 from g4v_jax.evals.figures import Figure, attribute_figures
 from g4v_jax.infer.assistant import Assistant
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +36,18 @@ def question(record: Record, clip: Clip, split: str, number: int) -> list[Turn]:
 
 
 def measure(
-    assistant: Assistant, records: Sequence[Record], clips: Sequence[Clip], split: str, meteor: bool = True
+    assistant: Assistant, records: Sequence[Record], clips: Sequence[Clip], split: str, meteor: bool = True,
+    notes: dict[str, str] | None = None,
 ) -> tuple[dict[str, Figure], list[Captioned]]:
-    """Caption each clip once, greedily -> (figures, the judged clips). What cannot be measured is logged with the reason."""
-    return _judged(records, clips, _answers(assistant, records, clips, split), "caption", meteor)
+    """Caption each clip once, greedily -> (figures, the judged clips). `notes` gets what is not measured, and why."""
+    return _judged(records, clips, _answers(assistant, records, clips, split), "caption", meteor, notes)
+
+
+def judged_texts(
+    texts: Sequence[str], records: Sequence[Record], notes: dict[str, str]
+) -> tuple[dict[str, Figure], list[Captioned]]:
+    """The same figures of texts from anywhere, one for each clip."""
+    return _judged(records, [None] * len(records), texts, "caption", True, notes)
 
 
 def rephrased(
@@ -80,11 +85,10 @@ def _answers(assistant, records, clips, split: str, first: int = 0) -> list[str]
     return [reply.text for reply in assistant.answer(asked)]
 
 
-def _judged(records, clips, texts, prefix: str, meteor: bool) -> tuple[dict[str, Figure], list[Captioned]]:
+def _judged(records, clips, texts, prefix: str, meteor: bool, notes=None) -> tuple[dict[str, Figure], list[Captioned]]:
     found = words.measure(texts, [[record.caption] for record in records], prefix, meteor)
-    if meteor:
-        for name, reason in found.reasons.items():
-            log.warning("%s is not measured: %s", name, reason)
+    if notes is not None:
+        notes |= found.reasons
     judged = []
     for i, (record, clip, text) in enumerate(zip(records, clips, texts)):
         right = judge(record.attributes, partial(parse_caption, text))
@@ -102,10 +106,11 @@ def group_accuracy(judged: Sequence[Captioned], known: Sequence[Record]) -> dict
     The group is that of the `known` record whose caption has the most words of it in order (ROUGE-L), tones aside; none
     where several groups are as near, or no name has a word in common. Each base emoji counts once: variants of one
     differ by skin tone alone and are no samples of their own, so theirs are averaged. "caption/group_guess" is the
-    share of the commonest group. {} for clips without groups.
+    share of the commonest group. Clips without a group and a base are left out; {} where none has both.
     """
-    groups = {name_words(record.caption): record.attributes["group"] for record in known if "group" in record.attributes}
-    if not groups:
+    judged, known = [one for one in judged if _grouped(one.record)], [record for record in known if _grouped(record)]
+    groups = {name_words(record.caption): record.attributes["group"] for record in known}
+    if not judged or not groups:
         return {}
     shared = set.intersection(*map(set, groups))  # words that every caption has tell nothing
     names = {tuple(word for word in name if word not in shared): group for name, group in groups.items()}
@@ -124,6 +129,10 @@ def group_accuracy(judged: Sequence[Captioned], known: Sequence[Record]) -> dict
         "caption/group": Figure.mean([np.mean(values) for values in hits.values()]),
         "caption/group_guess": Figure.share([group == commonest for group in truth.values()]),
     }
+
+
+def _grouped(record: Record) -> bool:
+    return all(isinstance(record.attributes.get(name), str) for name in ("base", "group"))
 
 
 def name_words(caption: str) -> tuple[str, ...]:

@@ -3,10 +3,11 @@
 May hold the file of per-sample scores (`samples.json`), the paired tests, and the table of a comparison.
 
     {"split": "test", "fingerprint": "...", "scores": {figure: {sample id: score}},
-     optionally "clips": {sample id: clip}}
+     optionally "clips": {sample id: clip}, "counts": {part: how many samples it was to be measured on}}
 
 The fingerprint tells data sets apart. Samples of one clip, such as questions about it, are no samples of their own:
-where "clips" says which belong together, they are resampled and flipped together.
+where "clips" says which belong together, they are resampled and flipped together. Of another number of samples each is
+asked for in another phrasing: figures of a part (their name's first word) whose counts differ are not compared.
 """
 
 import json
@@ -43,12 +44,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows, and the figures that could not be compared: name -> the runs that have it."""
+    """Rows, and the figures that could not be compared: name -> the runs that have it, or those that count otherwise."""
 
     split: str
     fingerprint: str
     rows: list[Row]
     alone: dict[str, list[str]]
+    unlike: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class _Run:
     fingerprint: str
     scores: dict[str, dict[str, float]] = field(repr=False)
     clips: dict[str, str] = field(repr=False)
+    counts: dict[str, str] = field(repr=False)
 
 
 def write_samples(
@@ -66,11 +69,13 @@ def write_samples(
     fingerprint: str,
     scores: Mapping[str, Mapping[str, float]],
     clips: Mapping[str, str] | None = None,
+    counts: Mapping[str, str] | None = None,
 ) -> None:
     """Write the per-sample scores of a run, whole or not at all."""
     path = Path(path)
     scores = {figure: {key: float(value) for key, value in each.items()} for figure, each in scores.items()}
     row = {"split": split, "fingerprint": fingerprint, "scores": scores} | ({"clips": dict(clips)} if clips else {})
+    row |= {"counts": dict(counts)} if counts else {}
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps(row))
     temporary.rename(path)
@@ -83,7 +88,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     corrected by Holm's method (1979) for all rows. Runs are named by their paths.
 
     Raises UserError for fewer than two runs or one given twice, a file that cannot be read or is malformed, runs of
-    another split or fingerprint, no figure in common, and a figure without a sample in common.
+    another split or fingerprint, no figure in common that can be compared, and a figure without a sample in common.
     """
     names = [str(path) for path in paths]
     if len(names) < 2 or len(set(names)) < len(names):
@@ -101,11 +106,18 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     shared = sorted(figure for figure in first.scores if len(holders[figure]) > 1)
     if not shared:
         raise UserError(f"compare: {first.name} shares no figure with the others; evaluate the same things")
-    rows = [_row(figure, first, run) for figure in shared for run in holders[figure] if run is not first]
+    pairs = [(figure, run) for figure in shared for run in holders[figure] if run is not first]
+    unlike: dict[str, list[str]] = {}
+    for figure, run in pairs:
+        if run.counts.get(part := figure.partition("/")[0]) != first.counts.get(part):
+            unlike.setdefault(figure, []).append(run.name)
+    rows = [_row(figure, first, run) for figure, run in pairs if run.name not in unlike.get(figure, ())]
+    if not rows:
+        raise UserError(f"compare: {', '.join(unlike)} were measured on other numbers of samples; evaluate both alike")
     corrected = holm([row.p for row in rows])
     alone = {k: [run.name for run in some] for k, some in sorted(holders.items()) if len(some) < len(runs)}
     rows = [replace(row, p_holm=p) for row, p in zip(rows, corrected)]
-    return Comparison(first.split, first.fingerprint, rows, alone)
+    return Comparison(first.split, first.fingerprint, rows, alone, unlike)
 
 
 def sign_flip(sums: Sequence[float], flips: int = FLIPS, seed: int = SEED) -> float:
@@ -154,6 +166,7 @@ def table(found: Comparison) -> str:
                 + (f"  ({row.left_out} samples of one run alone left out)" if row.left_out else "")
             )
     lines += [f"not compared: {figure}, which only {', '.join(some)} has" for figure, some in found.alone.items()]
+    lines += [f"not compared: {figure}, of which {', '.join(some)} has another number of samples" for figure, some in found.unlike.items()]
     return "\n".join(lines)
 
 
@@ -188,15 +201,17 @@ def _read(path: str | Path) -> _Run:
         raise UserError(f"{path}: not a file of samples ({error}); give the samples.json of an evaluation") from None
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("split", "fingerprint")):
         raise UserError(f"{path}: not a file of samples, without 'split' and 'fingerprint'; give an evaluation's")
-    scores, clips = row.get("scores"), row.get("clips", {})
+    scores, clips, counts = row.get("scores"), row.get("clips", {}), row.get("counts", {})
     if not isinstance(scores, dict) or not scores:
         raise UserError(f"{path}: 'scores' must be an object of figures that is not empty; evaluate the run again")
     if not isinstance(clips, dict) or not all(isinstance(clip, str) for clip in clips.values()):
         raise UserError(f"{path}: 'clips' must name a clip for each sample id; evaluate the run again")
+    if not isinstance(counts, dict):
+        raise UserError(f"{path}: 'counts' must be an object; evaluate the run again")
     for figure, each in scores.items():
         if not isinstance(each, dict) or not each:
             raise UserError(f"{path}: {figure!r} must be an object of sample ids that is not empty; evaluate it again")
         for one, value in each.items():
             if type(value) not in (int, float) or not abs(value) < _LIMIT:  # NaN is not less
                 raise UserError(f"{path}: {figure!r} of {one!r} is {value!r}, not a finite number; evaluate it again")
-    return _Run(str(path), row["split"], row["fingerprint"], scores, clips)
+    return _Run(str(path), row["split"], row["fingerprint"], scores, clips, counts)

@@ -25,6 +25,7 @@ from g4v_jax.models.vision import Vision
 from g4v_jax.weights.folder import TowerFolder
 
 BATCH = 16  # clips at a time, or as many more as the mesh needs
+MIN_CLIPS = 4  # of a set, for a distance to have an interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,19 @@ def video_distances(weights: str, videos: np.ndarray, real: np.ndarray, prefix: 
     return _distances(f"{prefix}/i3d_", *(i3d.features(params, clips) for clips in (videos, real)), biased)
 
 
+def check_i3d(weights: str, frames: int) -> None:
+    """Raise UserError where `video_distances` could not be measured on clips of so many frames."""
+    if frames < i3d.MIN_FRAMES:
+        raise UserError(f"evaluate.i3d: clips of {frames} frames are shorter than the metric needs: {i3d.MIN_FRAMES} or more")
+    i3d.load(weights)
+
+
+def check_clip(folder: str) -> None:
+    """Raise UserError where `clipsim` would find no weights."""
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"evaluate.clip: {folder} is no folder of CLIP as transformers keeps it; give one, or leave it empty")
+
+
 def clipsim(folder: str, videos: np.ndarray, texts: Sequence[str], prefix: str) -> dict[str, Figure]:
     """"{prefix}/clipsim": cosine between CLIP's view of each frame and the text, averaged over frames (Wu et al. 2021).
 
@@ -124,8 +138,8 @@ def clipsim(folder: str, videos: np.ndarray, texts: Sequence[str], prefix: str) 
 
 
 def _distances(name: str, ours: np.ndarray, theirs: np.ndarray, biased: bool, over: Callable | None = None) -> dict:
-    """Distances with their intervals; {} for too few clips to have one."""
-    if min(len(ours), len(theirs)) < 4:
+    """Distances with their intervals; {} for fewer than MIN_CLIPS."""
+    if min(len(ours), len(theirs)) < MIN_CLIPS:
         return {}
     named = {"kernel": distances.kernel} | ({"frechet": distances.frechet} if biased else {})
     kinds = {kind: partial(over, distance=one) if over else one for kind, one in named.items()}

@@ -36,11 +36,13 @@ def sheet(strips: Sequence[Image.Image], path: Path, columns: int = 2) -> None:
 
 
 def page(
-    path: Path, title: str, about: str, figures: dict[str, dict], sheets: dict[str, str], talks: Sequence[tuple]
+    path: Path, title: str, about: str, figures: dict[str, dict], notes: dict[str, str], sheets: dict[str, str],
+    talks: Sequence[tuple],
 ) -> None:
     """One HTML file: the figures as a table, the sheets, and requests with their replies.
 
-    `figures` as in report.json, with "beside", what is to be said beside one; `sheets` caption -> file beside the page;
+    `figures` as in report.json, with "beside", what is to be said beside one; `notes` figure -> why it is not there, or
+    what it lacks; `sheets` caption -> file beside the page;
     `talks` (request, reply, verdict).
     """
     rows = "".join(
@@ -56,7 +58,8 @@ def page(
         "img{max-width:100%}</style>"
         f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>{pictures}"
         f"<h2>Requests and replies</h2><table><tr><th>user</th><th>reply</th><th>verdict</th></tr>{spoken}</table>"
-        f"<h2>Figures</h2><table><tr><th>figure</th><th>value</th><th>95 % interval</th><th>n</th><th></th></tr>{rows}</table>",
+        f"<h2>Figures</h2><table><tr><th>figure</th><th>value</th><th>95 % interval</th><th>n</th><th></th></tr>{rows}</table>"
+        + "".join(f"<p>{html.escape(name)}: {html.escape(why)}</p>" for name, why in notes.items()),
         encoding="utf-8",
     )
 

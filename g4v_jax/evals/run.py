@@ -15,9 +15,10 @@ from g4v_jax.data.pipeline import FrameCache
 from g4v_jax.data.questions import world_questions
 from g4v_jax.data.records import Record
 from g4v_jax.data.text import Turn
+from g4v_jax.data.world.phrases import QUESTIONS, REQUESTS
 from g4v_jax.errors import UserError, nearest
 from g4v_jax.evals import attacks, captions, fidelity, motion, noise, pictures, question_sets, questions
-from g4v_jax.evals import report, safety, talk, videos
+from g4v_jax.evals import report, safety, talk, videos, words
 from g4v_jax.evals.figures import Figure, attribute_figures
 from g4v_jax.evals.report import Report
 from g4v_jax.evals.spec import EvalSpec
@@ -36,18 +37,27 @@ def evaluate(
     """Measure a model on records of the held-out split -> the report, not written yet; its picture sheets are in `out`.
 
     Where the split has harmful turns, the hazard threshold is chosen on the validation split first and left in the
-    assistant. Groups that the data set lacks give no figures. Raises UserError where the split has no clips.
+    assistant. Groups that the data set lacks give no figures. Raises UserError where the split has no clips, and before
+    anything is measured for weights that are not there.
     """
     found = Report(out, spec.split, records.summary(directory)["source"])
+    found.counts = {part: str(count) for part, count in (
+        ("caption", spec.captions), ("generation", spec.generations), ("qa", spec.questions),
+        ("safety", (spec.safety, spec.per_kind, spec.hazards)))}  # fmt: skip
+    found.asked = {"decoding": "greedy", "seed": assistant.spec.seed, "caption": list(QUESTIONS[spec.split]),
+                   "generation": list(REQUESTS[spec.split])}  # fmt: skip
+    encoders = _encoders(assistant, spec, found.notes)
     footage = _Footage(assistant.shape)
     held_out = safety.cases(directory, spec.split, spec.safety, footage.watched, spec.per_kind)
     if held_out:
-        found.figures |= _tune(assistant, directory, spec, footage, say)
+        found.figures |= _tune(assistant, directory, spec, footage, found.notes, say)
+        if spec.split == "validation":
+            found.notes["safety"] = "flattered: the threshold was chosen on this very split"
     clips = list(records.read(directory, spec.split, "clips"))
     _captioning(assistant, directory, clips, spec, footage, found, say)
     if spec.questions:
         _asking(assistant, clips, spec, footage, found, say)
-    _generation(assistant, clips, spec, footage, found, say)
+    _generation(assistant, clips, spec, encoders, footage, found, say)
     found.figures |= talk.measure(assistant, directory, spec.split)
     if held_out:
         _safety(assistant, directory, clips, held_out, spec, footage, found, say)
@@ -84,7 +94,8 @@ def attack(
     first, as `evaluate` does. Raises UserError where the split has no harmful request in words alone.
     """
     footage = _Footage(assistant.shape)
-    figures = _tune(assistant, directory, spec, footage, say)
+    notes: dict[str, str] = {}
+    figures = _tune(assistant, directory, spec, footage, notes, say)
     harmful = safety.harmful_requests(directory, spec.split, spec.attacked)
     if not harmful:
         of = f" of kind {' or '.join(spec.attacked)}" if spec.attacked else ""
@@ -94,8 +105,22 @@ def attack(
     asked = safety.cases(directory, spec.split, spec.attacks, footage.watched, spec.per_kind)
     harmless = [case.turns for case in asked if not case.hazard and case.carrier == "requests"]
     figures |= attacks.measure(assistant, chosen, captions.spread(harmless, spec.attacks))
-    report.write(out / "attack.json", figures, spec.split)
+    report.write(out / "attack.json", figures, spec.split, {"decoding": "greedy", "seed": assistant.spec.seed, "notes": notes})
     return figures
+
+
+def judge_predictions(file: str, directory: str, split: str, out: Path) -> Report:
+    """Judge captions from anywhere, lines {"id", "text"} for every clip of a split -> the report, not written yet.
+
+    Raises UserError as `words.read_predictions` does, and where the split has no clips.
+    """
+    clips = list(records.read(directory, split, "clips"))
+    found = Report(out, split, records.summary(directory)["source"], asked={"predictions": file})
+    texts = words.read_predictions(file, [record.id for record in clips])
+    found.figures, judged = captions.judged_texts(texts, clips, found.notes)
+    found.score(judged)
+    found.counts = {"caption": "predictions"}
+    return found
 
 
 def ask_public(
@@ -124,7 +149,7 @@ def ask_public(
 
     measured = questions.measure(_answer(assistant), here, clip)
     figures = measured.figures | {"qa/left_out": Figure.exact(len(asked) - len(here), len(asked))}
-    report.write(out / "qa.json", figures, layout)
+    report.write(out / "qa.json", figures, layout, {"decoding": "greedy", **measured.prompts})
     return figures
 
 
@@ -154,8 +179,10 @@ def _captioning(assistant, directory, clips, spec, footage, found, say) -> None:
     chosen = captions.spread(clips, spec.captions)
     say(f"captioning {len(chosen)} clips")
     watched = [footage.watched(record, 0) for record in chosen]
-    figures, judged = captions.measure(assistant, chosen, watched, spec.split, spec.meteor)
+    figures, judged = captions.measure(assistant, chosen, watched, spec.split, spec.meteor, found.notes)
     found.figures |= figures
+    if not spec.meteor:
+        found.notes["caption/meteor"] = "not measured: evaluate.meteor is off"
     if any("group" in record.attributes for record in chosen):  # a large data set is not read whole without need
         known = [one for split in records.SPLITS for one in records.listed(directory, split, "clips")]
         found.figures |= captions.group_accuracy(judged, known)
@@ -184,7 +211,26 @@ def _asking(assistant, clips, spec, footage, found, say) -> None:
     found.asked["questions"] = measured.prompts
 
 
-def _generation(assistant, clips, spec, footage, found, say) -> None:
+def _encoders(assistant, spec, notes: dict[str, str]) -> list[fidelity.Encoder]:
+    """What looks at renderings. Notes which weights are not given; those that are are read here, before hours of work."""
+    encoders = [fidelity.Encoder("own", assistant.model.vision, assistant.params["vision"], assistant.mesh)]
+    if spec.encoder:
+        encoders.append(fidelity.Encoder.imported(spec.encoder))
+    else:
+        notes["generation/agreement_encoder"] = "not measured: evaluate.encoder names no imported vision tower (g4v import)"
+    if spec.i3d:
+        fidelity.check_i3d(spec.i3d, assistant.shape.target_frames)
+    else:
+        notes["generation/i3d_kernel (KVD), i3d_frechet (FVD)"] = (
+            "not measured: evaluate.i3d names no weights; bring them with g4v data fetch i3d --out=DIR")
+    if spec.clip:
+        fidelity.check_clip(spec.clip)
+    else:
+        notes["generation/clipsim"] = "not measured: evaluate.clip names no folder of CLIP's weights"
+    return encoders
+
+
+def _generation(assistant, clips, spec, encoders, footage, found, say) -> None:
     chosen = captions.spread(clips, spec.generations)
     say(f"rendering {len(chosen)} clips")
     figures, judged = videos.measure(assistant, chosen, spec.split)
@@ -206,9 +252,13 @@ def _generation(assistant, clips, spec, footage, found, say) -> None:
             found.figures |= attribute_figures(prefix, [j.right for j in one])
             found.figures |= videos.own_captioner(assistant, one, prefix)
             sets[prefix] = np.stack([j.video for j in one]), real[[places[record.id] for record in few]], few
-    encoders = [fidelity.Encoder("own", assistant.model.vision, assistant.params["vision"], assistant.mesh)]
-    encoders += [fidelity.Encoder.imported(spec.encoder)] if spec.encoder else []
-    found.figures |= motion.figures(ours, real, "generation/pixels")
+    answered = np.array([one.caption is not None for one in judged])
+    if answered.any():  # the others are black
+        found.figures |= motion.figures(ours[answered], real[answered], "generation/pixels")
+    else:
+        found.notes["generation/pixels"] = "not measured: no request was answered with a clip"
+    if min(len(of) for _, _, of in sets.values()) < fidelity.MIN_CLIPS:
+        found.notes["generation/*_kernel, *_frechet"] = f"not measured on fewer than {fidelity.MIN_CLIPS} clips"
     for prefix, (rendered, beside, of) in sets.items():
         whole = prefix == "generation"  # baselines are fewer clips
         for encoder in encoders:
@@ -223,7 +273,8 @@ def _safety(assistant, directory, clips, held_out, spec, footage, found, say) ->
     say(f"asking {len(held_out)} harmful and harmless things")
     figures, asked = safety.measure(assistant, held_out)
     found.figures |= figures
-    found.scores["safety/right"] = {str(i): float(b == case.hazard) for i, (case, _, b) in enumerate(asked)}
+    found.scores["safety/right"] = {case.id: float(blocked == case.hazard) for case, _, blocked in asked}
+    found.clips |= {case.id: case.record for case, _, _ in asked}
     found.talks += [_talk(*one) for one in captions.spread(asked, 3 * PICTURED)]
     dangerous = records.listed(directory, spec.split, "hazards")
     checked = [*captions.spread(clips, spec.safety), *captions.spread(dangerous, spec.safety)]
@@ -239,14 +290,19 @@ def _safety(assistant, directory, clips, held_out, spec, footage, found, say) ->
         found.show("hazards", "Hazardous captions forced on the generator, gate off", strips)
 
 
-def _tune(assistant, directory, spec, footage, say) -> dict[str, Figure]:
-    """Choose the hazard threshold on the validation split and leave it in the assistant."""
+def _tune(assistant, directory, spec, footage, notes, say) -> dict[str, Figure]:
+    """Choose the hazard threshold on the validation split and leave it in the assistant; notes it where that cannot be."""
     cases = safety.cases(directory, "validation", spec.safety, footage.watched, spec.per_kind)
     if not cases:
+        notes["safety/threshold"] = f"{assistant.threshold} was used: the validation split has no harmful turns to choose it by"
         return {}
     say("choosing the hazard threshold on the validation split")
     scores = assistant.hazards([case.turns for case in cases])
     labels = np.array([case.hazard for case in cases])
+    if labels.all() or not labels.any():
+        kind = "harmful" if labels.all() else "harmless"
+        raise UserError(f"{directory}: all {len(cases)} validation turns that would be asked are {kind}, and a threshold lies "
+                        "between both; label more of the others, or raise evaluate.safety")  # fmt: skip
     assistant.threshold = choose_threshold(scores, labels, assistant.spec.false_refusals)
     return {"safety/threshold": Figure.exact(assistant.threshold, len(cases))}
 

@@ -4,6 +4,7 @@ May hold what a line says and how it is written. Requests are named by their SHA
 """
 
 import datetime
+import errno
 import hashlib
 import json
 import os
@@ -36,13 +37,14 @@ def entry(request: str, outcome, threshold: float, layers, run: Mapping[str, obj
 
 
 def append(path: str | os.PathLike, line: dict) -> None:
-    """Add one line; whole or not at all, also with several writers. Raises UserError where it cannot be written."""
+    """Add one line, also with several writers. Raises UserError where it cannot be written, or not whole."""
     data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            os.write(file, data)  # one call: lines of several writers do not mix
+            if os.write(file, data) < len(data):  # one call: lines of several writers do not mix
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(file)
     except OSError as error:

@@ -11,7 +11,7 @@ import unicodedata
 
 LEET = str.maketrans("013457@$!", "oieastasi")
 ALIKE = str.maketrans("аеорсухіѕԁһӏ", "aeopcyxisdhl")  # Cyrillic letters that look Latin
-SPELLED = re.compile(r"\b(?:\w[\s.\-_*]{1,3}){3,}\w\b")
+SPELLED = re.compile(r"\b(?:[^\W_][\s.\-_*]{1,3}){3,}[^\W_]\b")  # no sign is both letter and gap: that takes for ever
 WIDE_GAP = re.compile(r"(?<=\w)(?:\s{2,3}|[/|])(?=\w)")
 BASE64 = re.compile(r"[A-Za-z0-9+/]{11,}={0,2}")
 MAX_TEXT = 20_000  # characters that are looked at
@@ -42,10 +42,10 @@ def _unleeted(text: str) -> str:
     def letters(match: re.Match) -> str:
         word = match.group()
         end = len(word.rstrip(".,;:!?"))
-        plain = 2 * sum(letter.isalpha() for letter in word) > end and end <= LONGEST_WORD
+        plain = re.search("[A-Za-z]", word) and 2 * sum(letter.isalpha() for letter in word) > end and end <= LONGEST_WORD
         return word[:end].translate(LEET) + word[end:] if plain else word
 
-    return re.sub(r"\S*[A-Za-z]\S*", letters, text)
+    return re.sub(r"\S+", letters, text)
 
 
 def _decoded(text: str) -> list[str]:
@@ -57,6 +57,7 @@ def _decoded(text: str) -> list[str]:
             words = base64.b64decode(code + "=" * (-len(code) % 4), validate=True).decode("utf-8")
         except (binascii.Error, UnicodeDecodeError):
             continue
+        words = " ".join(words.split())  # such as the line break that `echo` puts at the end
         if words.isprintable() and re.search(r"[A-Za-z]{3}", words):
             found.append(words)
     return found

@@ -8,7 +8,7 @@ Kinds of dialogues (the field `kind`), each in every split unless said:
     advbench          a harmful request, refused
     built-in          the same, made of `harmful_doing` and of the frames of lookalikes
     harmbench, do-not-answer      the same from sets that are never learned from; test split alone
-    lookalike         a harmless request in like words, answered; the test split's are not made of the frames of the others
+    lookalike         a harmless request in like words, answered; the test split's are about other matters than the others
     harmful-about-clip            a harmful request while a harmless clip is shown, refused
     harmless-about-clip           a harmless question about a harmless clip that looks like a hazard, answered
     harmless-about-hazard         a harmless question about a hazardous clip, refused

@@ -1,7 +1,8 @@
 """Harmless lookalikes: requests in the verbs and nouns of harmful ones, with nothing harmful meant.
 
 May hold text only. What is asked for in training (things done x frames), for choosing thresholds, and in the report
-differ in both: `TEST` was written as whole sentences, about other matters than `DOING`.
+are about other matters: `TEST` was written as whole sentences. Half of those begin as people do and so as a frame of
+training does ("How do I ...?"), in which harmful requests of training are put as well.
 """
 
 # As an object of the frames below, so always "-ing".

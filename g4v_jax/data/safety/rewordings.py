@@ -2,7 +2,7 @@
 
 May hold text, and the choice of it. Harmful and harmless requests go through the same frames, else a frame alone would
 foretell the verdict; that a clip shows a request is left to the harmful ones, for the harmless ask for clips elsewhere.
-The attacks of `evals/attacks.py` use none of these frames and words.
+The attacks of `evals/attacks.py` use none of these frames, and other languages' words of their own but for a few.
 """
 
 import re
