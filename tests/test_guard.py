@@ -246,6 +246,7 @@ def test_clips_are_described_behind_the_controls_too(tmp_path, monkeypatch, caps
     video.write(clip, np.zeros((4, 32, 32, 3), np.uint8), 4)
     command = ["caption", str(clip), str(clip), f"--workdir={tmp_path}", f"--json={tmp_path / 'c.json'}"]
     assert cli.run(command) == 0 and capsys.readouterr().out == f"{clip}: a dot\n" * 2
+    assert not (tmp_path / "secrets").exists()  # nothing is signed
     monkeypatch.setattr(use, "open_run", lambda workdir: (None, script(clip=DANGEROUS, seen="a bomb"), 3))
     assert cli.run(command) == use.DECLINED
     told = capsys.readouterr().out

@@ -17,7 +17,7 @@ def caption(arguments: list[str]) -> int:
 
     def extra(values: flags.FlagValues) -> None:
         flags.DEFINE_string("question", "What happens in this clip?", "What to ask of each clip.", flag_values=values)
-        _controls(values)
+        _audit(values)
 
     values, videos = parse("caption", arguments, extra=extra, config=False, workdir=True, json=True)
     if not videos:
@@ -125,11 +125,17 @@ def chat(arguments: list[str]) -> None:
 
 def _controls(values: flags.FlagValues) -> None:
     flags.DEFINE_string("secrets", None, "Folder of signing keys (default: WORKDIR/secrets).", flag_values=values)
+    _audit(values)
+
+
+def _audit(values: flags.FlagValues) -> None:
     flags.DEFINE_string("audit", None, "File of decisions (default: WORKDIR/audit.jsonl).", flag_values=values)
 
 
 class _Desk:
-    """A run behind its controls: it answers, records every decision, and hands out marked and signed clips."""
+    """A run behind its controls: it answers, records every decision, and hands out marked and signed clips, where the
+    command has --secrets.
+    """
 
     def __init__(self, values: flags.FlagValues):
         from g4v_jax.infer.guard import Guard
@@ -143,7 +149,8 @@ class _Desk:
         self.audit = Path(values.audit or Path(values.workdir) / "audit.jsonl")
         self.run = {"workdir": str(values.workdir), "step": step}
         self.name = f"{Path(values.workdir).name}@{step}"
-        self.secrets = open_secrets(values.secrets or Path(values.workdir) / "secrets")
+        if "secrets" in values:
+            self.secrets = open_secrets(values.secrets or Path(values.workdir) / "secrets")
 
     def respond(self, dialogues, prompts: list[str], seed: int | None = None) -> list:
         """Answer dialogues; each decision, and what a clip for its prompt will be marked with, is recorded first."""
